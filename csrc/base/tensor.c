@@ -1,0 +1,63 @@
+#include "tensor.h"
+
+#include <stdio.h>
+
+static const struct {
+    size_t size;
+    const char *name;
+} dtypes[IPVG_DTYPES] = {
+    [IPVG_F32] = {4, "float32"}, [IPVG_BF16] = {2, "bfloat16"}, [IPVG_F16] = {2, "float16"}, [IPVG_F64] = {8, "float64"},
+    [IPVG_I32] = {4, "int32"},   [IPVG_I64] = {8, "int64"},     [IPVG_U8] = {1, "uint8"},
+};
+
+size_t ipvg_dtype_size(ipvg_dtype dtype) { return dtypes[dtype].size; }
+const char *ipvg_dtype_name(ipvg_dtype dtype) { return dtypes[dtype].name; }
+
+ipvg_tensor ipvg_tensor_make(void *data, ipvg_dtype dtype, int ndim, const int64_t *shape)
+{
+    ipvg_tensor t = {.dtype = dtype, .ndim = ndim, .ld = ndim ? shape[ndim - 1] : 1, .data = data};
+    for (int i = 0; i < ndim; i++) t.shape[i] = shape[i];
+    return t;
+}
+
+int64_t ipvg_tensor_count(const ipvg_tensor *t)
+{
+    int64_t n = 1;
+    for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
+    return n;
+}
+
+int64_t ipvg_tensor_rows(const ipvg_tensor *t)
+{
+    int64_t n = 1;
+    for (int i = 0; i + 1 < t->ndim; i++) n *= t->shape[i];
+    return n;
+}
+
+size_t ipvg_tensor_bytes(const ipvg_tensor *t) { return (size_t)ipvg_tensor_count(t) * ipvg_dtype_size(t->dtype); }
+
+ipvg_tensor ipvg_tensor_slice(const ipvg_tensor *t, int64_t first, int64_t count)
+{
+    ipvg_tensor s = *t;
+    int64_t step = t->ndim == 2 ? t->ld : ipvg_tensor_count(t) / (t->shape[0] ? t->shape[0] : 1);
+    s.shape[0] = count;
+    s.data = (char *)t->data + (size_t)(first * step) * ipvg_dtype_size(t->dtype);
+    return s;
+}
+
+ipvg_tensor ipvg_tensor_columns(const ipvg_tensor *t, int64_t first, int64_t count)
+{
+    ipvg_tensor s = *t;
+    s.shape[1] = count;
+    s.data = (char *)t->data + (size_t)first * ipvg_dtype_size(t->dtype);
+    return s;
+}
+
+const char *ipvg_shape_text(char *buf, size_t size, int ndim, const int64_t *shape)
+{
+    size_t n = (size_t)snprintf(buf, size, "(");
+    for (int i = 0; i < ndim && n < size; i++)
+        n += (size_t)snprintf(buf + n, size - n, i ? ", %lld" : "%lld", (long long)shape[i]);
+    if (n < size) snprintf(buf + n, size - n, ndim == 1 ? ",)" : ")");
+    return buf;
+}
