@@ -1,0 +1,66 @@
+/* A backend is memory plus a table of semantic operations. Models call the checked front doors in ops.h, never the
+ * table. An operation says what is meant (norm_modulate, not "multiply"), so that a GPU backend may fuse.
+ *
+ * Every entry takes its scratch from ex->arena first, then returns if ipvg_planning(ex), then computes: this is what
+ * makes a forward's memory known before it runs (base/arena.h). Arguments have been checked by ops.c. */
+#ifndef IPVG_OPS_BACKEND_H
+#define IPVG_OPS_BACKEND_H
+
+#include "../base/arena.h"
+
+typedef struct ipvg_backend ipvg_backend;
+
+/* What a call runs with: passed first to every operation and every forward. */
+typedef struct ipvg_exec {
+    ipvg_context *ctx;
+    const ipvg_backend *be;
+    ipvg_arena *arena;
+} ipvg_exec;
+
+static inline bool ipvg_planning(const ipvg_exec *ex) { return ex->arena->planning; }
+
+typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_act;
+
+typedef struct ipvg_conv ipvg_conv; /* ops.h */
+
+struct ipvg_backend {
+    const char *name; /* "cpu" */
+    ipvg_memory memory;
+    void *state; /* the backend's own: streams, library handles */
+    void (*free)(ipvg_backend *be);
+    ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
+    ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+
+    ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                          const ipvg_tensor *b, ipvg_act act);
+    ipvg_status (*attention)(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                             const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+    ipvg_status (*norm_modulate)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
+                                 const ipvg_tensor *scale, float eps);
+    ipvg_status (*layer_norm)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                              const ipvg_tensor *b, float eps);
+    ipvg_status (*rms_norm)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, float eps);
+    ipvg_status (*rms_norm_rope)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                 const ipvg_tensor *rope, int heads, float eps);
+    ipvg_status (*gate_residual)(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+    ipvg_status (*gated_gelu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
+    ipvg_status (*silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+    ipvg_status (*combine)(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+    ipvg_status (*gather_rows)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
+    ipvg_status (*patchify)(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
+    ipvg_status (*unpatchify)(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
+    ipvg_status (*cast)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+
+    /* Causal video convolutions, channels last; see ops.h. */
+    ipvg_status (*conv_prepare)(ipvg_exec *ex, ipvg_conv *conv);
+    void (*conv_release)(const ipvg_backend *be, ipvg_conv *conv);
+    ipvg_status (*conv)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *conv);
+    ipvg_status (*norm_silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
+    ipvg_status (*upsample2x)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+};
+
+/* threads: OpenMP threads. The table is shared and constant; a backend object holds no data of a model. */
+ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out);
+void ipvg_backend_free(ipvg_backend **be);
+
+#endif

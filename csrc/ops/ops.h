@@ -1,0 +1,69 @@
+/* The operations that models are made of. Each checks shapes and dtypes once, then calls the backend.
+ *
+ * Shapes: L rows (tokens), D columns. Activations are float32 on the CPU backend; weights may be float32, bfloat16 or
+ * float16 as the file has them and are widened on the way in. x and y may be the same tensor where "in place" is said. */
+#ifndef IPVG_OPS_OPS_H
+#define IPVG_OPS_OPS_H
+
+#include "backend.h"
+
+/* y (L, N) = act(x (L, K) w (N, K)^T + b (N) or NULL). x, y rows may be strided (ld). */
+ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                        const ipvg_tensor *b, ipvg_act act);
+
+/* o (Lq, H*d) = softmax(scale q k^T + bias) v, for each of H heads; q (Lq, H*d), k and v (Lk, H*d).
+ * bias: NULL, or float32 (H, Lq + Lk - 1): entry [h][key - query + Lq - 1], the relative position bias of T5. */
+ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+
+/* y (L, D) = LN(x (L, D)) * (1 + scale (D)) + shift (D): layer norm without affine part, then modulation. */
+ipvg_status ipvg_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
+                               const ipvg_tensor *scale, float eps);
+/* y (L, D) = LN(x (L, D)) * w (D) + b (D). */
+ipvg_status ipvg_layer_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                            const ipvg_tensor *b, float eps);
+/* y (L, D) = x / sqrt(mean(x^2) + eps) * w (D), over the whole row. In place allowed. */
+ipvg_status ipvg_rms_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, float eps);
+/* The same, then rotary embedding: within each head of d = D / heads columns, complex pair j (columns 2j, 2j+1) of row
+ * l turns by the angle whose (cos, sin) is rope[l][j]; rope float32 (L, d/2, 2). In place allowed. */
+ipvg_status ipvg_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                               const ipvg_tensor *rope, int heads, float eps);
+/* x (L, D) += y (L, D) * gate (D); gate NULL: 1. */
+ipvg_status ipvg_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+/* y (L, D) = gelu_tanh(gate (L, D)) * up (L, D). y may be gate or up. */
+ipvg_status ipvg_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
+/* y = x / (1 + exp(-x)), any shape. In place allowed. */
+ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+/* y = sum_i weight[i] x[i], float32, added from the left, 1 <= n <= 16; y may be one of x. Guidance and solvers are
+ * this one operation. A weight of 0 drops its term (0 * inf must not make a NaN). */
+ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+/* y (L, D) = table[ids (L) int32], widened to float32; an id outside the table is IPVG_E_ARGUMENT. */
+ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
+/* tokens (F*(h/2)*(w/2), C*4) from latent (C, F, h, w): token order frame, row, column; columns ordered (C, 2, 2), as the
+ * weight of a (1,2,2) patch convolution flattens. */
+ipvg_status ipvg_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
+/* The way back after the head, whose columns are ordered (2, 2, C), channel fastest. */
+ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
+/* y = x with y's dtype; same shape. */
+ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+
+/* A convolution over video, channels last: x (T, H, W, Cin) -> y (T', H', W', Cout), float32. The caller provides
+ * causal history: time is never padded here, so T' = (T - kt) / st + 1; space is padded by `pad` zeros on each side as
+ * given. Weights as in the checkpoint: (Cout, Cin, kt, kh, kw), or 4-D (Cout, Cin, kh, kw) with kt = 1. */
+struct ipvg_conv {
+    const ipvg_tensor *w, *b; /* b (Cout) or NULL */
+    int kt, kh, kw;
+    int st, sh, sw;                             /* strides */
+    int pad_top, pad_bottom, pad_left, pad_right; /* zeros */
+    void *packed;                               /* the backend's own form of w, made by ipvg_conv_prepare */
+    size_t packed_bytes;
+};
+ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
+void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv);
+ipvg_status ipvg_conv_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *conv);
+/* y = x / max(|x|_2, 1e-12) * sqrt(C) * gamma (C) over the last axis, then SiLU if asked. In place allowed. */
+ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
+/* y (T, 2H, 2W, C): nearest neighbour. */
+ipvg_status ipvg_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+
+#endif

@@ -1,0 +1,66 @@
+/* Shared by the files of _core: NumPy in and out, statuses to exceptions, the device that models run on.
+ * NumPy's C API is imported once, in module.c; every file includes this header only. */
+#ifndef IPVG_PYTHON_COMMON_H
+#define IPVG_PYTHON_COMMON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL ipvg_array_api
+#ifndef IPVG_PYTHON_MODULE
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "../ops/ops.h"
+
+/* Raises the exception that `status` stands for, with the context's text. Always returns NULL. */
+PyObject *ipvg_py_raise(const ipvg_context *ctx, ipvg_status status);
+
+/* A device is a backend with its context and scratch. Models hold a reference. One call at a time: ipvg_py_enter takes
+ * the device's lock (waiting without the GIL), installs the signal poll and releases the GIL; ipvg_py_leave undoes it.
+ *     if (!ipvg_py_enter(dev, &run)) return NULL;
+ *     status = ipvg_vae_decode(&dev->ex, ...);
+ *     if (!ipvg_py_leave(&run, status)) return NULL;     // raised */
+typedef struct ipvg_py_device {
+    PyObject_HEAD
+    ipvg_context ctx;
+    ipvg_backend *be;
+    ipvg_arena arena;
+    ipvg_exec ex; /* points at the three above */
+    PyThread_type_lock lock;
+} ipvg_py_device;
+
+extern PyTypeObject *ipvg_py_device_type; /* set when the module loads; a heap type */
+
+typedef struct ipvg_py_run {
+    ipvg_py_device *dev;
+    PyThreadState *thread;
+} ipvg_py_run;
+int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run);
+int ipvg_py_leave(ipvg_py_run *run, ipvg_status status);
+
+/* A C-contiguous float32 array of exactly `ndim` dimensions from any array-like number array; `what` names it in errors
+ * (TypeError for a wrong dtype, ValueError for wrong ndim, size or a NaN / infinity). New reference. shape: -1 = any. */
+PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape);
+/* A tensor that views a C-contiguous array. */
+ipvg_tensor ipvg_py_view(PyArrayObject *a);
+/* A new float32 array. */
+PyArrayObject *ipvg_py_new(int ndim, const int64_t *shape);
+
+/* An int / float item of a config dict, with range check. Return 0 and raise on failure. */
+int ipvg_py_dict_int(PyObject *dict, const char *key, int min, int max, int *out);
+int ipvg_py_dict_float(PyObject *dict, const char *key, double min, double max, float *out);
+/* A list of ints; *count is set. */
+int ipvg_py_dict_ints(PyObject *dict, const char *key, int min, int max, int *out, int capacity, int *count);
+
+/* Each file adds its types here; 0 or -1 with an exception set. Registered in module.c. */
+int ipvg_py_add_device(PyObject *module);
+int ipvg_py_add_weights(PyObject *module);
+int ipvg_py_add_umt5(PyObject *module);
+int ipvg_py_add_vae(PyObject *module);
+int ipvg_py_add_dit(PyObject *module);
+int ipvg_py_add_sampler(PyObject *module);
+
+#endif
