@@ -1,0 +1,222 @@
+#include "ops.h"
+
+/* ---- checks: one place, so that backends need none ---- */
+
+static ipvg_status bad_shape(ipvg_exec *ex, const char *op, const char *what, const ipvg_tensor *t, const char *wanted)
+{
+    char found[96];
+    return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "%s: %s has shape %s, expected %s", op, what,
+                     ipvg_shape_text(found, sizeof found, t->ndim, t->shape), wanted);
+}
+
+static bool is(const ipvg_tensor *t, int ndim, const int64_t *shape)
+{
+    if (t->ndim != ndim) return false;
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] >= 0 && t->shape[i] != shape[i]) return false;
+    return true;
+}
+#define IS(t, ...) is((t), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__})
+
+static bool same_shape(const ipvg_tensor *a, const ipvg_tensor *b)
+{
+    return is(a, b->ndim, b->shape);
+}
+
+static bool contiguous(const ipvg_tensor *t) { return t->ndim == 0 || t->ld == t->shape[t->ndim - 1]; }
+
+#define NEED(cond, op, what, t, wanted) \
+    if (!(cond)) return bad_shape(ex, op, what, t, wanted)
+#define NEED_OP(entry, op) \
+    if (!ex->be->entry)     \
+    return ipvg_fail(ex->ctx, IPVG_E_UNSUPPORTED, "%s is not offered by the %s backend", op, ex->be->name)
+
+/* ---- transformers ---- */
+
+ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                        const ipvg_tensor *b, ipvg_act act)
+{
+    NEED(x->ndim == 2, "linear", "x", x, "(L, K)");
+    NEED(w->ndim == 2 && w->shape[1] == x->shape[1] && contiguous(w), "linear", "w", w, "(N, K of x)");
+    NEED(!b || IS(b, w->shape[0]), "linear", "b", b, "(N of w,)");
+    NEED(IS(y, x->shape[0], w->shape[0]), "linear", "y", y, "(L of x, N of w)");
+    NEED_OP(linear, "linear");
+    return ex->be->linear(ex, y, x, w, b, act);
+}
+
+ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+{
+    NEED(q->ndim == 2 && heads > 0 && q->shape[1] % heads == 0, "attention", "q", q, "(Lq, heads * d)");
+    NEED(IS(k, -1, q->shape[1]) && k->shape[0] > 0, "attention", "k", k, "(Lk > 0, columns of q)");
+    NEED(IS(v, k->shape[0], q->shape[1]), "attention", "v", v, "the shape of k");
+    NEED(IS(o, q->shape[0], q->shape[1]), "attention", "o", o, "the shape of q");
+    NEED(!bias || IS(bias, heads, q->shape[0] + k->shape[0] - 1), "attention", "bias", bias, "(heads, Lq + Lk - 1)");
+    NEED_OP(attention, "attention");
+    return ex->be->attention(ex, o, q, k, v, heads, scale, bias);
+}
+
+ipvg_status ipvg_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
+                               const ipvg_tensor *scale, float eps)
+{
+    NEED(x->ndim == 2, "norm_modulate", "x", x, "(L, D)");
+    NEED(IS(shift, x->shape[1]), "norm_modulate", "shift", shift, "(D of x,)");
+    NEED(IS(scale, x->shape[1]), "norm_modulate", "scale", scale, "(D of x,)");
+    NEED(same_shape(y, x), "norm_modulate", "y", y, "the shape of x");
+    NEED_OP(norm_modulate, "norm_modulate");
+    return ex->be->norm_modulate(ex, y, x, shift, scale, eps);
+}
+
+ipvg_status ipvg_layer_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                            const ipvg_tensor *b, float eps)
+{
+    NEED(x->ndim == 2, "layer_norm", "x", x, "(L, D)");
+    NEED(IS(w, x->shape[1]), "layer_norm", "w", w, "(D of x,)");
+    NEED(IS(b, x->shape[1]), "layer_norm", "b", b, "(D of x,)");
+    NEED(same_shape(y, x), "layer_norm", "y", y, "the shape of x");
+    NEED_OP(layer_norm, "layer_norm");
+    return ex->be->layer_norm(ex, y, x, w, b, eps);
+}
+
+ipvg_status ipvg_rms_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, float eps)
+{
+    NEED(x->ndim == 2, "rms_norm", "x", x, "(L, D)");
+    NEED(IS(w, x->shape[1]), "rms_norm", "w", w, "(D of x,)");
+    NEED(same_shape(y, x), "rms_norm", "y", y, "the shape of x");
+    NEED_OP(rms_norm, "rms_norm");
+    return ex->be->rms_norm(ex, y, x, w, eps);
+}
+
+ipvg_status ipvg_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                               const ipvg_tensor *rope, int heads, float eps)
+{
+    NEED(x->ndim == 2 && heads > 0 && x->shape[1] % (2 * heads) == 0, "rms_norm_rope", "x", x, "(L, heads * even d)");
+    NEED(IS(w, x->shape[1]), "rms_norm_rope", "w", w, "(D of x,)");
+    NEED(IS(rope, x->shape[0], x->shape[1] / heads / 2, 2), "rms_norm_rope", "rope", rope, "(L of x, d / 2, 2)");
+    NEED(same_shape(y, x), "rms_norm_rope", "y", y, "the shape of x");
+    NEED_OP(rms_norm_rope, "rms_norm_rope");
+    return ex->be->rms_norm_rope(ex, y, x, w, rope, heads, eps);
+}
+
+ipvg_status ipvg_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate)
+{
+    NEED(x->ndim == 2, "gate_residual", "x", x, "(L, D)");
+    NEED(same_shape(y, x), "gate_residual", "y", y, "the shape of x");
+    NEED(!gate || IS(gate, x->shape[1]), "gate_residual", "gate", gate, "(D of x,)");
+    NEED_OP(gate_residual, "gate_residual");
+    return ex->be->gate_residual(ex, x, y, gate);
+}
+
+ipvg_status ipvg_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up)
+{
+    NEED(gate->ndim == 2, "gated_gelu", "gate", gate, "(L, D)");
+    NEED(same_shape(up, gate), "gated_gelu", "up", up, "the shape of gate");
+    NEED(same_shape(y, gate), "gated_gelu", "y", y, "the shape of gate");
+    NEED_OP(gated_gelu, "gated_gelu");
+    return ex->be->gated_gelu(ex, y, gate, up);
+}
+
+ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
+{
+    NEED(same_shape(y, x) && contiguous(x) && contiguous(y), "silu", "y", y, "the shape of x, contiguous");
+    NEED_OP(silu, "silu");
+    return ex->be->silu(ex, y, x);
+}
+
+ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight)
+{
+    if (n < 1 || n > 16) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "combine: 1 to 16 terms, got %d", n);
+    for (int i = 0; i < n; i++)
+        NEED(same_shape(x[i], y) && contiguous(x[i]), "combine", "a term", x[i], "the shape of the result, contiguous");
+    NEED_OP(combine, "combine");
+    return ex->be->combine(ex, y, n, x, weight);
+}
+
+ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids)
+{
+    NEED(table->ndim == 2, "gather_rows", "table", table, "(rows, D)");
+    NEED(ids->ndim == 1 && ids->dtype == IPVG_I32, "gather_rows", "ids", ids, "(L,) int32");
+    NEED(IS(y, ids->shape[0], table->shape[1]), "gather_rows", "y", y, "(L of ids, D of table)");
+    NEED_OP(gather_rows, "gather_rows");
+    return ex->be->gather_rows(ex, y, table, ids);
+}
+
+ipvg_status ipvg_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent)
+{
+    NEED(latent->ndim == 4 && latent->shape[2] % 2 == 0 && latent->shape[3] % 2 == 0, "patchify", "latent", latent,
+         "(C, F, even h, even w)");
+    NEED(IS(tokens, latent->shape[1] * (latent->shape[2] / 2) * (latent->shape[3] / 2), latent->shape[0] * 4), "patchify",
+         "tokens", tokens, "(F * h/2 * w/2, 4 C)");
+    NEED_OP(patchify, "patchify");
+    return ex->be->patchify(ex, tokens, latent);
+}
+
+ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens)
+{
+    NEED(latent->ndim == 4 && latent->shape[2] % 2 == 0 && latent->shape[3] % 2 == 0, "unpatchify", "latent", latent,
+         "(C, F, even h, even w)");
+    NEED(IS(tokens, latent->shape[1] * (latent->shape[2] / 2) * (latent->shape[3] / 2), latent->shape[0] * 4),
+         "unpatchify", "tokens", tokens, "(F * h/2 * w/2, 4 C)");
+    NEED_OP(unpatchify, "unpatchify");
+    return ex->be->unpatchify(ex, latent, tokens);
+}
+
+ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
+{
+    NEED(same_shape(y, x), "cast", "y", y, "the shape of x");
+    NEED_OP(cast, "cast");
+    return ex->be->cast(ex, y, x);
+}
+
+/* ---- video convolutions ---- */
+
+ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv)
+{
+    const ipvg_tensor *w = conv->w;
+    NEED(w->ndim == 5 || w->ndim == 4, "conv", "w", w, "(Cout, Cin, kt, kh, kw) or (Cout, Cin, kh, kw)");
+    conv->kt = w->ndim == 5 ? (int)w->shape[2] : 1;
+    conv->kh = (int)w->shape[w->ndim - 2];
+    conv->kw = (int)w->shape[w->ndim - 1];
+    NEED(!conv->b || IS(conv->b, w->shape[0]), "conv", "b", conv->b, "(Cout,)");
+    NEED_OP(conv_prepare, "conv");
+    return ex->be->conv_prepare(ex, conv);
+}
+
+void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv)
+{
+    if (be && be->conv_release) be->conv_release(be, conv);
+    conv->packed = NULL;
+}
+
+ipvg_status ipvg_conv_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *c)
+{
+    NEED(IS(x, -1, -1, -1, c->w->shape[1]) && x->shape[0] >= c->kt, "conv", "x", x, "(T >= kt, H, W, Cin)");
+    int64_t t = (x->shape[0] - c->kt) / c->st + 1;
+    int64_t h = (x->shape[1] + c->pad_top + c->pad_bottom - c->kh) / c->sh + 1;
+    int64_t w = (x->shape[2] + c->pad_left + c->pad_right - c->kw) / c->sw + 1;
+    NEED(IS(y, t, h, w, c->w->shape[0]), "conv", "y", y, "what x, the kernel, the strides and the padding give");
+    return ex->be->conv(ex, y, x, c);
+}
+
+ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu)
+{
+    NEED(x->ndim >= 1 && gamma->dtype == IPVG_F32 && ipvg_tensor_count(gamma) == x->shape[x->ndim - 1], "norm_silu", "gamma",
+         gamma, "(C of x,) float32");
+    NEED(same_shape(y, x), "norm_silu", "y", y, "the shape of x");
+    NEED_OP(norm_silu, "norm_silu");
+    return ex->be->norm_silu(ex, y, x, gamma, silu);
+}
+
+ipvg_status ipvg_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
+{
+    NEED(x->ndim == 4, "upsample2x", "x", x, "(T, H, W, C)");
+    NEED(IS(y, x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]), "upsample2x", "y", y, "(T, 2H, 2W, C)");
+    NEED_OP(upsample2x, "upsample2x");
+    return ex->be->upsample2x(ex, y, x);
+}
+
+void ipvg_backend_free(ipvg_backend **be)
+{
+    if (*be) (*be)->free(*be);
+    *be = NULL;
+}

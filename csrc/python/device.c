@@ -1,0 +1,153 @@
+/* _core.Device: a backend with its context and scratch. Every model holds one. */
+#include "common.h"
+
+#include <structmember.h>
+
+PyTypeObject *ipvg_py_device_type;
+
+/* Runs about once a block in the calling thread, without the GIL: a pending Ctrl-C becomes an exception here. Only the
+ * main thread has signal handlers to run; elsewhere PyErr_CheckSignals returns at once. */
+static int poll_signals(void *user)
+{
+    ipvg_py_run *run = user;
+    PyEval_RestoreThread(run->thread);
+    int raised = PyErr_CheckSignals() != 0;
+    run->thread = PyEval_SaveThread();
+    return raised;
+}
+
+int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
+{
+    Py_INCREF(dev);
+    run->dev = dev;
+    run->thread = PyEval_SaveThread();
+    PyThread_acquire_lock(dev->lock, WAIT_LOCK);
+    dev->ctx.error[0] = 0;
+    dev->ctx.poll = poll_signals;
+    dev->ctx.poll_user = run;
+    return 1;
+}
+
+int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
+{
+    ipvg_py_device *dev = run->dev;
+    dev->ctx.poll = NULL;
+    dev->ctx.progress = NULL;
+    atomic_store(&dev->ctx.cancel, 0);
+    ipvg_context failed = {0};
+    if (status != IPVG_OK) failed = dev->ctx; /* the text must survive the next call's start */
+    PyThread_release_lock(dev->lock);
+    PyEval_RestoreThread(run->thread);
+    Py_DECREF(dev);
+    if (status == IPVG_OK) return 1;
+    ipvg_py_raise(&failed, status);
+    return 0;
+}
+
+static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"name", "threads", NULL};
+    const char *name = "cpu";
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|si:Device", names, &name, &threads)) return NULL;
+    if (strcmp(name, "cpu") != 0)
+        return PyErr_Format(PyExc_ValueError, "device '%s' is unknown; this build knows 'cpu'", name);
+    if (threads < 0 || threads > 4096)
+        return PyErr_Format(PyExc_ValueError, "threads: expected 0 (all) to 4096, got %d", threads);
+    ipvg_py_device *self = (ipvg_py_device *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    ipvg_context_init(&self->ctx, threads);
+    self->lock = PyThread_allocate_lock();
+    ipvg_status status = self->lock ? ipvg_backend_cpu(&self->ctx, &self->be) : IPVG_E_MEMORY;
+    if (status != IPVG_OK) {
+        ipvg_py_raise(&self->ctx, status);
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->ex = (ipvg_exec){.ctx = &self->ctx, .be = self->be, .arena = &self->arena};
+    return (PyObject *)self;
+}
+
+static void device_dealloc(PyObject *obj)
+{
+    ipvg_py_device *self = (ipvg_py_device *)obj;
+    PyTypeObject *type = Py_TYPE(obj);
+    ipvg_arena_free(&self->arena);
+    ipvg_backend_free(&self->be);
+    if (self->lock) PyThread_free_lock(self->lock);
+    type->tp_free(obj);
+    Py_DECREF(type);
+}
+
+static PyObject *device_cancel(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    ipvg_py_device *self = (ipvg_py_device *)obj;
+    /* Nothing runs: nothing to cancel, and the next call must not find a stale flag. */
+    if (PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        PyThread_release_lock(self->lock);
+        Py_RETURN_FALSE;
+    }
+    atomic_store(&self->ctx.cancel, 1);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *device_name(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(((ipvg_py_device *)obj)->be->name);
+}
+
+static PyObject *device_threads(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(((ipvg_py_device *)obj)->ctx.threads);
+}
+
+static PyObject *device_scratch(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSize_t(((ipvg_py_device *)obj)->arena.size);
+}
+
+static PyObject *device_release(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    ipvg_py_device *self = (ipvg_py_device *)obj;
+    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        PyErr_SetString(PyExc_RuntimeError, "release(): a call is running on this device");
+        return NULL;
+    }
+    ipvg_arena_free(&self->arena);
+    PyThread_release_lock(self->lock);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"cancel", device_cancel, METH_NOARGS,
+     "cancel() -> bool\n\nStops the call that runs on this device in another thread within one block: it raises\n"
+     "ipvg.Cancelled and its object stays usable. False when nothing ran."},
+    {"release", device_release, METH_NOARGS, "release()\n\nGives the scratch memory back; the next call takes it anew."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef getset[] = {{"name", device_name, NULL, "'cpu'", NULL},
+                               {"threads", device_threads, NULL, "OpenMP threads of a call.", NULL},
+                               {"scratch", device_scratch, NULL, "Bytes of scratch held now.", NULL},
+                               {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Device(name='cpu', threads=0)\n\nWhere models run. threads: 0 = as many as OpenMP would use. One call\n"
+                "runs at a time on a device; use one device per thread to run several."},
+    {Py_tp_new, device_new},
+    {Py_tp_dealloc, device_dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getset},
+    {0, NULL}};
+
+static PyType_Spec spec = {"ipvg._core.Device", sizeof(ipvg_py_device), 0, Py_TPFLAGS_DEFAULT, slots};
+
+int ipvg_py_add_device(PyObject *module)
+{
+    ipvg_py_device_type = (PyTypeObject *)PyType_FromSpec(&spec);
+    return ipvg_py_device_type ? PyModule_AddObjectRef(module, "Device", (PyObject *)ipvg_py_device_type) : -1;
+}

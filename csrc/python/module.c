@@ -1,0 +1,191 @@
+/* The _core module: its exceptions, NumPy conversions and the list of types. Status to exception is decided here. */
+#define IPVG_PYTHON_MODULE
+#include "common.h"
+
+#include <math.h>
+
+static PyObject *format_error, *cancelled, *unsupported_error, *backend_error;
+
+PyObject *ipvg_py_raise(const ipvg_context *ctx, ipvg_status status)
+{
+    if (PyErr_Occurred()) return NULL; /* a signal handler's own exception (KeyboardInterrupt) wins */
+    PyObject *type = PyExc_RuntimeError;
+    switch (status) {
+    case IPVG_E_ARGUMENT: type = PyExc_ValueError; break;
+    case IPVG_E_TYPE: type = PyExc_TypeError; break;
+    case IPVG_E_MEMORY: type = PyExc_MemoryError; break;
+    case IPVG_E_FORMAT: type = format_error; break;
+    case IPVG_E_CANCELLED: type = cancelled; break;
+    case IPVG_E_UNSUPPORTED: type = unsupported_error; break;
+    case IPVG_E_BACKEND: type = backend_error; break;
+    case IPVG_E_IO: {
+        PyObject *args = Py_BuildValue("(is)", ctx->sys_errno, ctx->error);
+        if (args) PyErr_SetObject(PyExc_OSError, args);
+        Py_XDECREF(args);
+        return NULL;
+    }
+    case IPVG_OK: break;
+    }
+    PyErr_SetString(type, ctx->error);
+    return NULL;
+}
+
+/* ---- NumPy ---- */
+
+PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape)
+{
+    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(obj), *a = NULL;
+    if (!any) return NULL;
+    if (!PyArray_ISFLOAT(any) && !PyArray_ISINTEGER(any)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected an array of float32, got %R", what, (PyObject *)PyArray_DESCR(any));
+        goto done;
+    }
+    a = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, NPY_FLOAT32, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (!a) goto done;
+    int fits = PyArray_NDIM(a) == ndim;
+    for (int i = 0; fits && shape && i < ndim; i++) fits = shape[i] < 0 || PyArray_DIM(a, i) == shape[i];
+    if (!fits) {
+        char expected[128] = "";
+        size_t n = 0;
+        for (int i = 0; i < ndim && n < sizeof expected; i++)
+            n += (size_t)(shape && shape[i] >= 0
+                              ? snprintf(expected + n, sizeof expected - n, i ? ", %lld" : "%lld", (long long)shape[i])
+                              : snprintf(expected + n, sizeof expected - n, i ? ", n" : "n"));
+        PyObject *found = PyObject_GetAttrString((PyObject *)a, "shape");
+        PyErr_Format(PyExc_ValueError, "%s: expected shape (%s), got %R", what, expected, found);
+        Py_XDECREF(found);
+        Py_CLEAR(a);
+        goto done;
+    }
+    const float *p = PyArray_DATA(a);
+    for (npy_intp i = 0, n = PyArray_SIZE(a); i < n; i++)
+        if (!isfinite(p[i])) {
+            PyErr_Format(PyExc_ValueError, "%s: element %zd is not finite", what, (Py_ssize_t)i);
+            Py_CLEAR(a);
+            break;
+        }
+done:
+    Py_DECREF(any);
+    return a;
+}
+
+ipvg_tensor ipvg_py_view(PyArrayObject *a)
+{
+    ipvg_dtype dtype = IPVG_F32;
+    switch (PyArray_TYPE(a)) {
+    case NPY_INT32: dtype = IPVG_I32; break;
+    case NPY_INT64: dtype = IPVG_I64; break;
+    case NPY_UINT8: dtype = IPVG_U8; break;
+    case NPY_FLOAT16: dtype = IPVG_F16; break;
+    case NPY_FLOAT64: dtype = IPVG_F64; break;
+    default: break;
+    }
+    int64_t shape[IPVG_MAX_DIMS];
+    for (int i = 0; i < PyArray_NDIM(a); i++) shape[i] = PyArray_DIM(a, i);
+    return ipvg_tensor_make(PyArray_DATA(a), dtype, PyArray_NDIM(a), shape);
+}
+
+PyArrayObject *ipvg_py_new(int ndim, const int64_t *shape)
+{
+    npy_intp dims[IPVG_MAX_DIMS];
+    for (int i = 0; i < ndim; i++) dims[i] = (npy_intp)shape[i];
+    return (PyArrayObject *)PyArray_SimpleNew(ndim, dims, NPY_FLOAT32);
+}
+
+/* ---- config dicts ---- */
+
+static PyObject *item(PyObject *dict, const char *key)
+{
+    PyObject *v = PyDict_Check(dict) ? PyDict_GetItemString(dict, key) : NULL;
+    if (!v) PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
+    return v;
+}
+
+int ipvg_py_dict_int(PyObject *dict, const char *key, int min, int max, int *out)
+{
+    PyObject *v = item(dict, key);
+    if (!v) return 0;
+    long x = PyLong_AsLong(v);
+    if (x == -1 && PyErr_Occurred()) {
+        PyErr_Format(PyExc_TypeError, "config: '%s' must be an integer, got %R", key, v);
+        return 0;
+    }
+    if (x < min || x > max) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %ld, expected %d to %d", key, x, min, max);
+        return 0;
+    }
+    *out = (int)x;
+    return 1;
+}
+
+int ipvg_py_dict_float(PyObject *dict, const char *key, double min, double max, float *out)
+{
+    PyObject *v = item(dict, key);
+    if (!v) return 0;
+    double x = PyFloat_AsDouble(v);
+    if (x == -1.0 && PyErr_Occurred()) {
+        PyErr_Format(PyExc_TypeError, "config: '%s' must be a number, got %R", key, v);
+        return 0;
+    }
+    if (!(x >= min && x <= max)) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %R, out of range", key, v);
+        return 0;
+    }
+    *out = (float)x;
+    return 1;
+}
+
+int ipvg_py_dict_ints(PyObject *dict, const char *key, int min, int max, int *out, int capacity, int *count)
+{
+    PyObject *v = item(dict, key);
+    if (!v) return 0;
+    PyObject *fast = PySequence_Fast(v, "");
+    if (!fast || PySequence_Fast_GET_SIZE(fast) > capacity) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' must be a list of at most %d integers", key, capacity);
+        Py_XDECREF(fast);
+        return 0;
+    }
+    *count = (int)PySequence_Fast_GET_SIZE(fast);
+    int ok = 1;
+    for (int i = 0; ok && i < *count; i++) {
+        long x = PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
+        if ((x == -1 && PyErr_Occurred()) || x < min || x > max) {
+            PyErr_Format(PyExc_ValueError, "config: '%s' must hold integers from %d to %d, got %R", key, min, max, v);
+            ok = 0;
+        }
+        out[i] = (int)x;
+    }
+    Py_DECREF(fast);
+    return ok;
+}
+
+/* ---- module ---- */
+
+static int add_exception(PyObject *m, PyObject **out, const char *name, const char *full, const char *doc, PyObject *base)
+{
+    *out = PyErr_NewExceptionWithDoc(full, doc, base, NULL);
+    return *out && PyModule_AddObjectRef(m, name, *out) == 0 ? 0 : -1;
+}
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "ipvg._core", .m_doc = "The C core of ipvg: models, sampler, weights.", .m_size = -1};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    import_array();
+    PyObject *m = PyModule_Create(&definition);
+    if (!m) return NULL;
+    if (add_exception(m, &format_error, "FormatError", "ipvg.FormatError",
+                      "A file's bytes are not what they claim to be.", PyExc_ValueError) ||
+        add_exception(m, &cancelled, "Cancelled", "ipvg.Cancelled", "cancel() stopped the call; the object is usable.",
+                      PyExc_RuntimeError) ||
+        add_exception(m, &unsupported_error, "UnsupportedError", "ipvg.UnsupportedError",
+                      "Valid, but not by this build or on this machine.", PyExc_RuntimeError) ||
+        add_exception(m, &backend_error, "BackendError", "ipvg.BackendError", "A library below ipvg failed.",
+                      PyExc_RuntimeError) ||
+        ipvg_py_add_device(m)) {
+        Py_DECREF(m);
+        return NULL;
+    }
+    return m;
+}
