@@ -50,6 +50,9 @@ __attribute__((format(printf, 6, 7))) ipvg_status ipvg_weights_take(ipvg_context
 __attribute__((format(printf, 2, 3))) bool ipvg_weights_has(const ipvg_weights *w, const char *name, ...);
 
 size_t ipvg_weights_count(const ipvg_weights *w);
+/* The i-th tensor in the order of the sources, as it lies there (perhaps unaligned): for listings, not for models.
+ * False past the end. */
+bool ipvg_weights_at(const ipvg_weights *w, size_t i, const char **name, ipvg_tensor *out);
 
 /* How many tensors nobody took; the first `max` of their names (in the order of the sources) go to `names`. */
 size_t ipvg_weights_untaken(const ipvg_weights *w, const char **names, size_t max);
