@@ -1,0 +1,99 @@
+/* The Wan2.1-VACE diffusion transformer: predicts the velocity of a video latent.
+ *
+ *     ipvg_dit *dit = NULL;
+ *     IPVG_TRY(ipvg_dit_new(ctx, &dit, &config, weights));
+ *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states, NULL));             // once a prompt
+ *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames, NULL)); // once a source
+ *     ipvg_arena_plan(ex->arena);                                             // once: how much scratch?
+ *     IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, NULL));
+ *     IPVG_TRY(ipvg_arena_reserve(ctx, &be->memory, ex->arena, ex->arena->peak));
+ *     for (each step, each branch)                                            // allocates nothing
+ *         IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, &branch));
+ *
+ * What does not change from step to step is made once: the text embedding and every block's cross-attention keys and
+ * values (ipvg_dit_text), the embedded VACE context and the rotary table (ipvg_dit_context). Hints depend on x and t and
+ * are made anew in every forward, each right after the main block that takes it, so that one buffer is enough.
+ *
+ * Shapes: L = F * (h/2) * (w/2) tokens, D = dim columns. All activations are float32. */
+#ifndef IPVG_MODEL_DIT_H
+#define IPVG_MODEL_DIT_H
+
+#include "../ops/ops.h"
+#include "weights.h"
+
+#define IPVG_DIT_MAX_LAYERS 256
+#define IPVG_DIT_PATCH 2 /* rows and columns of a patch; one frame */
+
+typedef struct ipvg_dit_config {
+    int dim, heads, ffn_dim, layers; /* heads divides dim; dim / heads is even */
+    int in_dim, out_dim;             /* latent channels: 16, 16 */
+    int vace_in_dim;                 /* 96 */
+    int freq_dim;                    /* sinusoid of the timestep: 256 */
+    int text_len, text_dim;          /* 512, 4096 */
+    float eps;                       /* 1e-6 */
+    int n_vace;                      /* 0: a plain text-to-video model; then contexts are NULL */
+    int vace_layers[IPVG_DIT_MAX_LAYERS]; /* ascending, the first is 0: main block vace_layers[n] takes hint n */
+} ipvg_dit_config;
+
+typedef struct ipvg_dit ipvg_dit;
+typedef struct ipvg_dit_text ipvg_dit_text;
+typedef struct ipvg_dit_context ipvg_dit_context;
+
+/* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT. */
+ipvg_status ipvg_dit_new(ipvg_context *ctx, ipvg_dit **out, const ipvg_dit_config *config, ipvg_weights *weights);
+void ipvg_dit_free(ipvg_dit **dit);
+const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
+
+/* Sees intermediates by the golden names ("x_tokens", "block0_q", "vace1_hint", ...; dit.c and dit_block.c have them
+ * all). The tensor is live scratch in the backend's memory: copy it. Anything but IPVG_OK stops the forward with it. */
+typedef struct ipvg_dit_trace {
+    ipvg_status (*see)(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor);
+    void *user;
+} ipvg_dit_trace;
+
+/* A prompt for this model. states (n, text_dim), 1 <= n <= text_len, host float32: umT5's states without padding; the
+ * zero rows up to text_len are added here, before the embedding, whose biases make them count.
+ * Plans and grows ex->arena itself: call it with nothing of yours in the arena. The same holds for the context. */
+ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states,
+                              const ipvg_dit_trace *trace);
+void ipvg_dit_text_free(const ipvg_backend *be, ipvg_dit_text **text);
+
+/* A VACE context for latents of `frames` frames. context (vace_in_dim, Fc, h, w), host float32, Fc <= frames: the
+ * embedded tokens of a shorter one get zero rows at the end (the released code's "dropped" reference; the control tokens
+ * then sit early by frames - Fc). A slot that is kept but absent is zeros in `context`: its tokens are the bias.
+ * A model without VACE layers has contexts too, for the rotary table: pass a context tensor with shape[0] = 0. */
+ipvg_status ipvg_dit_context_new(ipvg_exec *ex, ipvg_dit_context **out, const ipvg_dit *dit, const ipvg_tensor *context,
+                                 int frames, const ipvg_dit_trace *trace);
+void ipvg_dit_context_free(const ipvg_backend *be, ipvg_dit_context **context);
+void ipvg_dit_context_size(const ipvg_dit_context *context, int *frames, int *height, int *width); /* of the latent */
+
+typedef enum ipvg_dit_run {
+    IPVG_DIT_RUN = 0,
+    IPVG_DIT_SKIP,           /* the block returns x: its hint is dropped with it, as in the released code */
+    IPVG_DIT_SKIP_KEEP_HINT, /* the block returns x + its hint * scale */
+} ipvg_dit_run;
+
+/* How one prediction differs from the plain one. All zero (or a NULL branch) is the plain one, and fields added later
+ * keep that rule. */
+typedef struct ipvg_dit_branch {
+    const unsigned char *run;    /* (layers) of ipvg_dit_run; NULL: all run */
+    const float *scale;          /* (n_vace) context scale of each hint; NULL: 1. A hint of scale 0 is not computed */
+    const ipvg_dit_trace *trace; /* NULL: nobody looks. A trace sees every hint, also those that nothing takes */
+} ipvg_dit_branch;
+
+/* velocity (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma), both in the backend's
+ * memory; F, h, w as the context was made for. velocity may be x. Takes its scratch from ex->arena and allocates nothing
+ * else; in planning mode only shapes are read. IPVG_E_CANCELLED within one block. */
+ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor *x, double t, const ipvg_dit *dit,
+                             const ipvg_dit_text *text, const ipvg_dit_context *context, const ipvg_dit_branch *branch);
+
+/* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
+typedef struct ipvg_dit_bytes {
+    size_t scratch; /* of the arena: the largest of ipvg_dit_text_new, ipvg_dit_context_new and ipvg_dit_forward */
+    size_t text;    /* each ipvg_dit_text */
+    size_t context; /* each ipvg_dit_context */
+} ipvg_dit_bytes;
+ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
+                            int frames, int height, int width);
+
+#endif
