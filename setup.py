@@ -49,4 +49,4 @@ elif not media:
     print("ipvg: FFmpeg's development files were not found, so reading and writing pictures and video is left out.\n"
           "      apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, then build again.")
 
-setup(ext_modules=extensions)
+setup(ext_modules=extensions, package_data={"ipvg": ["data/*.json"]})
