@@ -85,3 +85,20 @@ def pixels(key: str, shape) -> np.ndarray:
         phase = phase % 64
         total += np.minimum(phase, 64 - phase) * (40 // (wave + 1))
     return (total * 255 // max(int(total.max()), 1)).astype(np.uint8).reshape(shape)
+
+
+def box(key: str, shape) -> np.ndarray:
+    """uint8 (F, H, W, 3): a moving box, a box of grey values and a few values around one half; 0 elsewhere.
+
+    It exercises a mask's threshold, its grey values and its motion. The grey box holds channel 0 of `pixels`.
+    """
+    frames, height, width, _ = shape
+    out = np.zeros(shape, np.uint8)
+    grey = pixels(key, shape)[..., :1]
+    for frame in range(frames):
+        moving = slice(height // 4 + frame, min(3 * height // 4 + frame, height))
+        out[frame, moving, width // 2 : 7 * width // 8] = 255
+    rows, columns = slice(height // 4, 3 * height // 4), slice(width // 8, width // 4)
+    out[:, rows, columns] = grey[:, rows, columns]
+    out[:, :2, :8] = 124 + np.arange(8, dtype=np.uint8)[:, None]
+    return out
