@@ -1,6 +1,8 @@
 #include "tensor.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 static const struct {
     size_t size;
@@ -35,6 +37,24 @@ int64_t ipvg_tensor_rows(const ipvg_tensor *t)
 }
 
 size_t ipvg_tensor_bytes(const ipvg_tensor *t) { return (size_t)ipvg_tensor_count(t) * ipvg_dtype_size(t->dtype); }
+
+float ipvg_tensor_at(const ipvg_tensor *t, int64_t i)
+{
+    uint32_t bits;
+    float x;
+    if (t->dtype == IPVG_F32) return ((const float *)t->data)[i];
+    if (t->dtype == IPVG_F64) return (float)((const double *)t->data)[i];
+    bits = ((const uint16_t *)t->data)[i];
+    if (t->dtype == IPVG_F16) {
+        int exponent = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
+        if (exponent == 31) x = fraction ? NAN : INFINITY;
+        else x = exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
+        return bits >> 15 ? -x : x;
+    }
+    bits <<= 16; /* bfloat16 is the upper half of a float32 */
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 ipvg_tensor ipvg_tensor_slice(const ipvg_tensor *t, int64_t first, int64_t count)
 {

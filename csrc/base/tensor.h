@@ -40,6 +40,9 @@ int64_t ipvg_tensor_count(const ipvg_tensor *t); /* elements */
 int64_t ipvg_tensor_rows(const ipvg_tensor *t);  /* elements / shape[ndim-1]; 1 for a scalar */
 size_t ipvg_tensor_bytes(const ipvg_tensor *t);  /* of a contiguous tensor */
 
+/* Element i of a contiguous float tensor in host memory, widened: for small tables, it is slow. */
+float ipvg_tensor_at(const ipvg_tensor *t, int64_t i);
+
 /* Rows [first, first + count) of the first axis. */
 ipvg_tensor ipvg_tensor_slice(const ipvg_tensor *t, int64_t first, int64_t count);
 /* Columns [first, first + count) of a matrix: the only view with ld != shape[1]. */

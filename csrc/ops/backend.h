@@ -10,14 +10,27 @@
 
 typedef struct ipvg_backend ipvg_backend;
 
+typedef struct ipvg_exec ipvg_exec;
+
+/* Sees the intermediates of a forward by name. The tensor is live scratch in the backend's memory: copy it. Anything but
+ * IPVG_OK stops the forward with it. */
+typedef struct ipvg_trace {
+    ipvg_status (*see)(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor);
+    void *user;
+} ipvg_trace;
+
 /* What a call runs with: passed first to every operation and every forward. */
-typedef struct ipvg_exec {
+struct ipvg_exec {
     ipvg_context *ctx;
     const ipvg_backend *be;
     ipvg_arena *arena;
-} ipvg_exec;
+    const ipvg_trace *trace; /* NULL: nobody looks */
+};
 
 static inline bool ipvg_planning(const ipvg_exec *ex) { return ex->arena->planning; }
+
+/* Shows a tensor to the trace, if there is one: ipvg_see(ex, &x, "block%d_out", i). Nothing happens while planning. */
+__attribute__((format(printf, 3, 4))) ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, ...);
 
 typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_act;
 

@@ -1,5 +1,8 @@
 #include "ops.h"
 
+#include <stdarg.h>
+#include <stdio.h>
+
 /* ---- checks: one place, so that backends need none ---- */
 
 static ipvg_status bad_shape(ipvg_exec *ex, const char *op, const char *what, const ipvg_tensor *t, const char *wanted)
@@ -213,6 +216,17 @@ ipvg_status ipvg_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
     NEED(IS(y, x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]), "upsample2x", "y", y, "(T, 2H, 2W, C)");
     NEED_OP(upsample2x, "upsample2x");
     return ex->be->upsample2x(ex, y, x);
+}
+
+ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, ...)
+{
+    if (!ex->trace || ipvg_planning(ex)) return IPVG_OK;
+    char name[64];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    return ex->trace->see(ex->trace->user, ex, name, tensor);
 }
 
 void ipvg_backend_free(ipvg_backend **be)

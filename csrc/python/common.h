@@ -41,6 +41,17 @@ typedef struct ipvg_py_run {
 int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run);
 int ipvg_py_leave(ipvg_py_run *run, ipvg_status status);
 
+/* A Python callable trace(name, array) as the trace of a run. After ipvg_py_enter; ipvg_py_leave takes it off again. An
+ * exception in the callable ends the run and is what the caller sees. NULL and None: no trace; else a callable, which
+ * ipvg_py_trace_check makes sure of before the run (0 and TypeError set otherwise). */
+typedef struct ipvg_py_trace {
+    ipvg_trace trace;
+    ipvg_py_run *run;
+    PyObject *call;
+} ipvg_py_trace;
+int ipvg_py_trace_check(PyObject *callable);
+void ipvg_py_trace_set(ipvg_py_trace *t, ipvg_py_run *run, PyObject *callable);
+
 /* A C-contiguous float32 array of exactly `ndim` dimensions from any array-like number array; `what` names it in errors
  * (TypeError for a wrong dtype, ValueError for wrong ndim, size or a NaN / infinity). New reference. shape: -1 = any. */
 PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape);

@@ -33,6 +33,7 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
     ipvg_py_device *dev = run->dev;
     dev->ctx.poll = NULL;
     dev->ctx.progress = NULL;
+    dev->ex.trace = NULL;
     atomic_store(&dev->ctx.cancel, 0);
     ipvg_context failed = {0};
     if (status != IPVG_OK) failed = dev->ctx; /* the text must survive the next call's start */
@@ -42,6 +43,60 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
     if (status == IPVG_OK) return 1;
     ipvg_py_raise(&failed, status);
     return 0;
+}
+
+/* ---- trace ---- */
+
+static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
+{
+    static const int types[IPVG_DTYPES] = {[IPVG_F32] = NPY_FLOAT32, [IPVG_BF16] = NPY_UINT16, [IPVG_F16] = NPY_FLOAT16,
+                                           [IPVG_F64] = NPY_FLOAT64, [IPVG_I32] = NPY_INT32,   [IPVG_I64] = NPY_INT64,
+                                           [IPVG_U8] = NPY_UINT8};
+    npy_intp dims[IPVG_MAX_DIMS];
+    for (int i = 0; i < t->ndim; i++) dims[i] = (npy_intp)t->shape[i];
+    PyObject *array = PyArray_SimpleNew(t->ndim, dims, types[t->dtype]);
+    if (!array) return NULL;
+    ipvg_status status = IPVG_OK;
+    char *to = PyArray_DATA((PyArrayObject *)array);
+    if (t->ndim == 2 && t->ld != t->shape[1]) /* rows lie apart */
+        for (int64_t r = 0; r < t->shape[0] && status == IPVG_OK; r++) {
+            ipvg_tensor row = ipvg_tensor_slice(t, r, 1);
+            row.ld = row.shape[1];
+            status = ex->be->copy_out(ex, to + (size_t)r * ipvg_tensor_bytes(&row), &row);
+        }
+    else
+        status = ex->be->copy_out(ex, to, t);
+    if (status != IPVG_OK) {
+        Py_DECREF(array);
+        return ipvg_py_raise(ex->ctx, status);
+    }
+    return array;
+}
+
+static ipvg_status trace_see(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor)
+{
+    ipvg_py_trace *t = user;
+    PyEval_RestoreThread(t->run->thread);
+    PyObject *array = array_of(ex, tensor), *result = NULL;
+    if (array) result = PyObject_CallFunction(t->call, "sN", name, array);
+    Py_XDECREF(result);
+    t->run->thread = PyEval_SaveThread();
+    return result ? IPVG_OK : ipvg_fail(ex->ctx, IPVG_E_CANCELLED, "the trace raised an exception at '%s'", name);
+}
+
+int ipvg_py_trace_check(PyObject *callable)
+{
+    if (!callable || callable == Py_None || PyCallable_Check(callable)) return 1;
+    PyErr_Format(PyExc_TypeError, "trace: expected a callable(name, array) or None, got %.100s",
+                 Py_TYPE(callable)->tp_name);
+    return 0;
+}
+
+void ipvg_py_trace_set(ipvg_py_trace *t, ipvg_py_run *run, PyObject *callable)
+{
+    if (!callable || callable == Py_None) return;
+    *t = (ipvg_py_trace){.trace = {trace_see, t}, .run = run, .call = callable};
+    run->dev->ex.trace = &t->trace;
 }
 
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
