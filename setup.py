@@ -1,52 +1,155 @@
-"""Builds the extension modules. `_core` needs oneDNN; `_media` needs FFmpeg and is left out, with a word, without it."""
+"""Builds the extension modules: `_core` (needs oneDNN) and, where its libraries are, `_media` (FFmpeg) and `_remote`
+(libcurl, cJSON). A module whose libraries are missing is left out with a word about what to install.
 
+    python setup.py build_ext --inplace      # for work in this folder; compiles only what changed
+    pip install .
+
+CC chooses the compiler. DNNL_ROOT names a oneDNN outside the system's folders. IPVG_JOBS limits the compilers at work.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
 import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 C_FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-fopenmp", "-D_GNU_SOURCE"]
+# A file called *_v3.c or *_v4.c holds loops for that x86-64 level; the code looks at the CPU before it calls them.
+ISA_FLAGS = {"_v3.c": ["-march=x86-64-v3"], "_v4.c": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
-
-def pkg_config(*packages):
-    """(compile flags, link flags) of pkg-config packages, or None if one is missing."""
-    try:
-        out = [subprocess.run(["pkg-config", flag, *packages], check=True, capture_output=True, text=True).stdout.split()
-               for flag in ("--cflags", "--libs")]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return out
+OPTIONAL = {
+    "media": (
+        ["libavformat", "libavcodec", "libavutil", "libswscale"],
+        "reading and writing pictures and video",
+        "libavformat-dev libavcodec-dev libavutil-dev libswscale-dev",
+    ),
+    "remote": (["libcurl", "libcjson"], "prompt enhancement through a chat service", "libcurl4-openssl-dev libcjson-dev"),
+}
 
 
 def sources(*patterns):
-    return sorted(path for pattern in patterns for path in glob(pattern))
+    found = sorted(path for pattern in patterns for path in glob(pattern))
+    return found if X86_64 else [path for path in found if not path.endswith(tuple(ISA_FLAGS))]
 
 
-extensions = [
-    Extension(
-        "ipvg._core",
-        sources("csrc/base/*.c", "csrc/ops/*.c", "csrc/ops/cpu/*.c", "csrc/model/*.c", "csrc/sample/*.c")
-        + [p for p in sources("csrc/python/*.c") if not p.endswith(("media.c", "remote.c"))],
+def pkg_config(*packages):
+    """(compile flags, link flags), or None when a package or pkg-config itself is missing."""
+    try:
+        return [
+            subprocess.run(["pkg-config", flag, *packages], check=True, capture_output=True, text=True).stdout.split()
+            for flag in ("--cflags", "--libs")
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def dnnl():
+    """(compile flags, link flags) of oneDNN. Debian's package has no pkg-config file and lies on the default paths."""
+    root = os.environ.get("DNNL_ROOT")
+    if root:
+        lib = next((p for p in (f"{root}/lib64", f"{root}/lib") if glob(f"{p}/libdnnl.*")), f"{root}/lib")
+        return [f"-I{root}/include"], [f"-L{lib}", f"-Wl,-rpath,{lib}", "-ldnnl"]
+    return pkg_config("dnnl") or ([], ["-ldnnl"])
+
+
+def extension(name, files, flags, libs):
+    headers = glob("csrc/**/*.h", recursive=True)
+    return Extension(
+        f"ipvg.{name}",
+        files,
+        depends=headers,
         include_dirs=[numpy.get_include()],
-        extra_compile_args=C_FLAGS,
-        extra_link_args=["-fopenmp", "-ldnnl", "-lm"],
+        extra_compile_args=C_FLAGS + flags,
+        extra_link_args=["-fopenmp", *libs, "-lm"],
     )
-]
 
-media = pkg_config("libavformat", "libavcodec", "libavutil", "libswscale")
-if media and sources("csrc/python/media.c"):
-    extensions.append(
-        Extension(
-            "ipvg._media",
-            sources("csrc/base/*.c", "csrc/io/*.c") + ["csrc/python/media.c"],
-            include_dirs=[numpy.get_include()],
-            extra_compile_args=C_FLAGS + media[0],
-            extra_link_args=["-fopenmp", *media[1]],
+
+def extensions():
+    optional = {f"csrc/python/{name}.c" for name in OPTIONAL}
+    glue = [path for path in sources("csrc/python/*.c") if path not in optional]
+    core = sources("csrc/base/*.c", "csrc/ops/*.c", "csrc/ops/cpu/*.c", "csrc/model/*.c", "csrc/sample/*.c")
+    flags, libs = dnnl()
+    out = [extension("_core", core + glue, flags, libs)]
+    folders = {"media": "csrc/io/*.c", "remote": "csrc/remote/*.c"}
+    for name, (packages, what, debian) in OPTIONAL.items():
+        if not sources(f"csrc/python/{name}.c"):
+            continue
+        found = pkg_config(*packages)
+        if found:
+            out.append(extension(f"_{name}", sources("csrc/base/*.c", folders[name]) + [f"csrc/python/{name}.c"], *found))
+        else:
+            print(
+                f"ipvg: built without {what}: {', '.join(packages)} not found (through pkg-config).\n"
+                f"      On Debian and Ubuntu: apt-get install pkg-config {debian}; then build again.",
+                file=sys.stderr,
+            )
+    return out
+
+
+class Build(build_ext):
+    """Compiles in parallel and only what changed since the last build in this folder."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        # One folder for `build_ext`, `pip install .` and editable installs, so that none compiles what another did.
+        self.build_temp = os.path.join("build", f"temp.{sys.implementation.cache_tag}-{platform.machine()}")
+
+    def build_extensions(self):
+        self.compiler.compile = self._compile
+        self.force = True  # setuptools looks at times alone; _compile also at the compiler and its flags
+        self._require("Python's headers", "Python.h", [], "apt-get install python3-dev")
+        flags, libs = dnnl()
+        self._require("oneDNN", "oneapi/dnnl/dnnl.h", flags + libs, "apt-get install libdnnl-dev, or set DNNL_ROOT")
+        super().build_extensions()
+
+    def _require(self, what, header, flags, remedy):
+        """Stops with one sentence, not with pages of compiler output, when a library is missing."""
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder, "probe.c")
+            program.write_text(f"#include <{header}>\nint main(void) {{ return 0; }}\n")
+            include = [f"-I{path}" for path in self.compiler.include_dirs]
+            link = [*self.compiler.compiler_so, *include, str(program), "-o", str(Path(folder, "probe")), *flags]
+            done = subprocess.run([arg for arg in link if arg != "-c"], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[:1]
+            raise SystemExit(f"ipvg: {what} was not found ({header}). {remedy}.\n      {reason[0] if reason else ''}")
+
+    def _compile(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
+                 extra_postargs=None, depends=None):  # fmt: skip
+        cc = self.compiler
+        macros, objects, extra, pp, build = cc._setup_compile(
+            output_dir, macros, include_dirs, sources, depends, extra_postargs
         )
-    )
-elif not media:
-    print("ipvg: FFmpeg's development files were not found, so reading and writing pictures and video is left out.\n"
-          "      apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, then build again.")
+        cc_args = cc._get_cc_args(pp, debug, extra_preargs)
+        newest = max((os.path.getmtime(path) for path in depends or []), default=0)
 
-setup(ext_modules=extensions, package_data={"ipvg": ["data/*.json"]})
+        def one(obj):
+            source, suffix = build[obj]
+            flags = extra + next((f for end, f in ISA_FLAGS.items() if source.endswith(end)), [])
+            command = shlex.join([*cc.compiler_so, *cc_args, *flags])
+            stamp = Path(f"{obj}.key")
+            key = hashlib.sha256(command.encode()).hexdigest()
+            if os.path.exists(obj) and stamp.exists() and stamp.read_text() == key:
+                if os.path.getmtime(obj) >= max(newest, os.path.getmtime(source)):
+                    return
+            Path(obj).unlink(missing_ok=True)
+            cc._compile(obj, source, suffix, cc_args, flags, pp)
+            stamp.write_text(key)
+
+        jobs = int(os.environ.get("IPVG_JOBS") or len(os.sched_getaffinity(0)))
+        with ThreadPoolExecutor(max(jobs, 1)) as pool:
+            list(pool.map(one, objects))
+        return objects
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
