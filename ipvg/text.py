@@ -150,7 +150,7 @@ def _load(data: bytes, path: Path):
 
 
 def _without_empty_precompiled(normalizer):
-    """Some exports carry a Precompiled normalizer with an empty map, which does nothing and which the library refuses."""
+    """Some exports carry a Precompiled normalizer with an empty map: it does nothing, and the library refuses it."""
     if not isinstance(normalizer, dict):
         return normalizer
     if normalizer.get("type") == "Precompiled" and not normalizer.get("precompiled_charsmap"):

@@ -1,4 +1,4 @@
-"""umT5's encoder: equal to the formulas in float64 at any size and length, safe against any input, exact in its plan."""
+"""umT5's encoder: equal to the formulas in float64 at any size and length, safe against any input, exact plan."""
 
 import threading
 

@@ -10,7 +10,7 @@ typedef struct block {
     ipvg_tensor q, k, v;       /* (dim_attn, D) */
     ipvg_tensor o;             /* (D, dim_attn) */
     ipvg_tensor pos_embedding; /* (buckets, H) */
-    ipvg_tensor bias;          /* (H, DISTANCES) float32: pos_embedding by distance. No data where the weights have none */
+    ipvg_tensor bias;          /* (H, DISTANCES) float32: pos_embedding by distance. No data if the weights have none */
     ipvg_tensor norm2;         /* (D) */
     ipvg_tensor gate, up;      /* (dim_ffn, D) */
     ipvg_tensor down;          /* (D, dim_ffn) */

@@ -23,7 +23,8 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
         return NULL;
     ipvg_weights *w = ipvg_py_weights(weights);
     if (!w) return NULL;
-    if (!ipvg_py_dict_int(config, "vocab", 1, INT_MAX, &c.vocab) || !ipvg_py_dict_int(config, "dim", 1, 1 << 20, &c.dim) ||
+    if (!ipvg_py_dict_int(config, "vocab", 1, INT_MAX, &c.vocab) ||
+        !ipvg_py_dict_int(config, "dim", 1, 1 << 20, &c.dim) ||
         !ipvg_py_dict_int(config, "dim_attn", 1, 1 << 20, &c.dim_attn) ||
         !ipvg_py_dict_int(config, "dim_ffn", 1, 1 << 20, &c.dim_ffn) ||
         !ipvg_py_dict_int(config, "num_heads", 1, 1 << 12, &c.heads) ||
@@ -164,7 +165,8 @@ static PyType_Slot encoder_slots[] = {
     {Py_tp_methods, encoder_methods},
     {0, NULL}};
 
-static PyType_Spec encoder_spec = {"ipvg._core.TextEncoder", sizeof(encoder_object), 0, Py_TPFLAGS_DEFAULT, encoder_slots};
+static PyType_Spec encoder_spec = {"ipvg._core.TextEncoder", sizeof(encoder_object), 0, Py_TPFLAGS_DEFAULT,
+                                   encoder_slots};
 
 int ipvg_py_add_umt5(PyObject *module)
 {

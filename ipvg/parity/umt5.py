@@ -1,4 +1,4 @@
-"""umT5's encoder against the official T5EncoderModel: states, the residual stream after each layer, the position bias."""
+"""umT5's encoder against the official T5EncoderModel: states, residual stream after each layer, position bias."""
 
 from __future__ import annotations
 
