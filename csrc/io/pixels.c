@@ -1,0 +1,148 @@
+#include "pixels.h"
+
+#include <libavutil/opt.h>
+#include <libavutil/pixdesc.h>
+#include <string.h>
+
+#include "ffmpeg.h"
+
+#define ACCURATE (SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP)
+
+/* A converter between two formats of one size. chroma: where the subsampled side has its samples. */
+static int open_sws(struct SwsContext **out, int height, int width, int from, int to, int from_space, int from_full,
+                    int to_space, int to_full, const char *side, enum AVChromaLocation chroma)
+{
+    const AVPixFmtDescriptor *desc = av_pix_fmt_desc_get(side[0] == 's' ? from : to);
+    struct SwsContext *sws = sws_alloc_context();
+    if (!sws || !desc) {
+        sws_freeContext(sws);
+        return AVERROR(ENOMEM);
+    }
+    av_opt_set_int(sws, "srcw", width, 0);
+    av_opt_set_int(sws, "srch", height, 0);
+    av_opt_set_int(sws, "dstw", width, 0);
+    av_opt_set_int(sws, "dsth", height, 0);
+    av_opt_set_int(sws, "src_format", from, 0);
+    av_opt_set_int(sws, "dst_format", to, 0);
+    av_opt_set_int(sws, "sws_flags", ACCURATE, 0);
+    /* In 1/256 of a luma pixel. swscale's own default is centred, which shifts the colour of video by a quarter pixel. */
+    bool left = chroma == AVCHROMA_LOC_LEFT || chroma == AVCHROMA_LOC_TOPLEFT || chroma == AVCHROMA_LOC_BOTTOMLEFT;
+    bool top = chroma == AVCHROMA_LOC_TOPLEFT || chroma == AVCHROMA_LOC_TOP;
+    bool bottom = chroma == AVCHROMA_LOC_BOTTOMLEFT || chroma == AVCHROMA_LOC_BOTTOM;
+    if (desc->log2_chroma_w == 1)
+        av_opt_set_int(sws, side[0] == 's' ? "src_h_chr_pos" : "dst_h_chr_pos", left ? 0 : 128, 0);
+    if (desc->log2_chroma_h == 1)
+        av_opt_set_int(sws, side[0] == 's' ? "src_v_chr_pos" : "dst_v_chr_pos", top ? 0 : bottom ? 256 : 128, 0);
+    /* Does nothing and says so for RGB to RGB: there is no matrix then. */
+    sws_setColorspaceDetails(sws, sws_getCoefficients(from_space), from_full, sws_getCoefficients(to_space), to_full, 0,
+                             1 << 16, 1 << 16);
+    int err = sws_init_context(sws, NULL, NULL);
+    if (err < 0) {
+        sws_freeContext(sws);
+        return err;
+    }
+    *out = sws;
+    return 0;
+}
+
+/* The "J" formats say full range in the format's name; the modern pair is format + range. */
+static int modern_format(int format, int *full)
+{
+    switch (format) {
+        case AV_PIX_FMT_YUVJ420P: *full = 1; return AV_PIX_FMT_YUV420P;
+        case AV_PIX_FMT_YUVJ422P: *full = 1; return AV_PIX_FMT_YUV422P;
+        case AV_PIX_FMT_YUVJ444P: *full = 1; return AV_PIX_FMT_YUV444P;
+        case AV_PIX_FMT_YUVJ440P: *full = 1; return AV_PIX_FMT_YUV440P;
+        case AV_PIX_FMT_YUVJ411P: *full = 1; return AV_PIX_FMT_YUV411P;
+        default: return format;
+    }
+}
+
+static bool has_alpha(int format)
+{
+    const AVPixFmtDescriptor *desc = av_pix_fmt_desc_get(format);
+    return desc && ((desc->flags & AV_PIX_FMT_FLAG_ALPHA) || format == AV_PIX_FMT_PAL8);
+}
+
+static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *frame, bool picture)
+{
+    int chroma = frame->chroma_location;
+    if (chroma == AVCHROMA_LOC_UNSPECIFIED) chroma = picture ? AVCHROMA_LOC_CENTER : AVCHROMA_LOC_LEFT;
+    if (c->sws && c->width == frame->width && c->height == frame->height && c->format == frame->format &&
+        c->colorspace == (int)frame->colorspace && c->range == (int)frame->color_range && c->chroma == chroma)
+        return IPVG_OK;
+    ipvg_to_rgb_free(c);
+    *c = (ipvg_to_rgb){.width = frame->width, .height = frame->height, .format = frame->format,
+                       .colorspace = frame->colorspace, .range = frame->color_range, .chroma = chroma};
+    int full = frame->color_range == AVCOL_RANGE_JPEG;
+    int from = modern_format(frame->format, &full);
+    int to = has_alpha(from) ? AV_PIX_FMT_RGBA : AV_PIX_FMT_RGB24;
+    /* Unspecified colours are taken as bt601 whatever the size: so do swscale and the readers built on it, and so were
+     * the untagged videos of the reference implementation written. */
+    int err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1, "src",
+                       chroma);
+    if (err >= 0) {
+        c->rgb = av_frame_alloc();
+        if (!c->rgb) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a frame of %d x %d", frame->width, frame->height);
+        c->rgb->format = to;
+        c->rgb->width = frame->width;
+        c->rgb->height = frame->height;
+        err = av_frame_get_buffer(c->rgb, 0); /* padded rows: swscale's vector code writes past their end */
+    }
+    if (err < 0)
+        return ipvg_ff_fail(ctx, err, "pixel format '%s' cannot be turned into RGB", av_get_pix_fmt_name(frame->format));
+    return IPVG_OK;
+}
+
+void ipvg_upright_size(const AVFrame *frame, int orientation, int *height, int *width)
+{
+    *height = orientation >= 5 ? frame->width : frame->height;
+    *width = orientation >= 5 ? frame->height : frame->width;
+}
+
+ipvg_status ipvg_to_rgb_convert(ipvg_context *ctx, ipvg_to_rgb *c, uint8_t *out, const AVFrame *frame, int orientation,
+                                ipvg_alpha alpha, bool picture)
+{
+    ipvg_status status = set_up(ctx, c, frame, picture);
+    if (status != IPVG_OK) return status;
+    int err = sws_scale(c->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, c->rgb->data,
+                        c->rgb->linesize);
+    if (err < 0) return ipvg_ff_fail(ctx, err, "a frame cannot be turned into RGB");
+
+    /* The upright pixel (y, x) is the stored one at origin + y * down + x * right. */
+    int bytes = c->rgb->format == AV_PIX_FMT_RGBA ? 4 : 3;
+    ptrdiff_t row = c->rgb->linesize[0], column = bytes;
+    bool swap = orientation >= 5;
+    bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    const uint8_t *origin =
+        c->rgb->data[0] + (flip_x ? (frame->width - 1) * column : 0) + (flip_y ? (frame->height - 1) * row : 0);
+    if (flip_x) column = -column;
+    if (flip_y) row = -row;
+    ptrdiff_t down = swap ? column : row, right = swap ? row : column;
+    int height, width;
+    ipvg_upright_size(frame, orientation, &height, &width);
+    for (int y = 0; y < height; y++) {
+        const uint8_t *p = origin + y * down;
+        for (int x = 0; x < width; x++, p += right, out += 3) {
+            int a = bytes == 4 && alpha == IPVG_ALPHA_WHITE ? p[3] : 255;
+            for (int k = 0; k < 3; k++) out[k] = a == 255 ? p[k] : (uint8_t)((p[k] * a + 255 * (255 - a) + 127) / 255);
+        }
+    }
+    return IPVG_OK;
+}
+
+void ipvg_to_rgb_free(ipvg_to_rgb *c)
+{
+    sws_freeContext(c->sws);
+    av_frame_free(&c->rgb);
+    memset(c, 0, sizeof *c);
+}
+
+ipvg_status ipvg_sws_bt709(ipvg_context *ctx, struct SwsContext **out, int height, int width)
+{
+    int err = open_sws(out, height, width, AV_PIX_FMT_RGB24, AV_PIX_FMT_YUV420P, SWS_CS_ITU709, 1, SWS_CS_ITU709, 0,
+                       "dst", AVCHROMA_LOC_LEFT);
+    if (err < 0) return ipvg_ff_fail(ctx, err, "no converter from RGB to yuv420p for %d x %d", width, height);
+    return IPVG_OK;
+}

@@ -1,0 +1,96 @@
+#include "video.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "ffmpeg.h"
+#include "pixels.h"
+#include "source.h"
+
+struct ipvg_video_reader {
+    ipvg_source source;
+    ipvg_to_rgb convert;
+    ipvg_video_info info;
+    int orientation;
+    int stored_height, stored_width;
+    const AVFrame *ahead; /* decoded when opening, to know the size; not yet handed out */
+};
+
+static ipvg_status read_first(ipvg_context *ctx, ipvg_video_reader *r)
+{
+    const char *demuxer = r->source.format->iformat->name;
+    size_t n = strlen(demuxer);
+    if (n > 5 && strcmp(demuxer + n - 5, "_pipe") == 0) /* FFmpeg would make up a frame rate for it */
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a picture (%.*s), not a video: read it with read_image",
+                         r->source.name, (int)n - 5, demuxer);
+    ipvg_status status = ipvg_source_next(ctx, &r->source, &r->ahead);
+    if (status != IPVG_OK) return status;
+    if (!r->ahead) return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: no frames in it", r->source.name);
+    r->stored_height = r->ahead->height;
+    r->stored_width = r->ahead->width;
+    r->orientation = ipvg_source_orientation(&r->source, r->ahead);
+    ipvg_upright_size(r->ahead, r->orientation, &r->info.height, &r->info.width);
+    AVRational fps = r->source.stream->avg_frame_rate;
+    if (fps.num <= 0 || fps.den <= 0) fps = r->source.stream->r_frame_rate;
+    if (fps.num <= 0 || fps.den <= 0) fps = (AVRational){0, 1};
+    r->info.fps_num = fps.num;
+    r->info.fps_den = fps.den;
+    r->info.frames = r->source.stream->nb_frames > 0 ? r->source.stream->nb_frames : 0;
+    return IPVG_OK;
+}
+
+ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const char *path, const void *data, size_t size)
+{
+    char line[IPVG_FF_LINE];
+    *out = NULL;
+    ipvg_video_reader *r = calloc(1, sizeof *r);
+    if (!r) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory to open a video");
+    ipvg_ff_listen(line);
+    ipvg_status status = ipvg_source_open(ctx, &r->source, path, data, size);
+    if (status == IPVG_OK) status = read_first(ctx, r);
+    if (status != IPVG_OK) ipvg_video_close(&r);
+    ipvg_ff_listen(NULL);
+    *out = r;
+    return status;
+}
+
+const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *r)
+{
+    return &r->info;
+}
+
+ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rgb, bool *more)
+{
+    char line[IPVG_FF_LINE];
+    const AVFrame *frame = r->ahead;
+    r->ahead = NULL;
+    *more = false;
+    ipvg_ff_listen(line);
+    ipvg_status status = ipvg_check_cancel(ctx);
+    if (status == IPVG_OK && !frame) status = ipvg_source_next(ctx, &r->source, &frame);
+    if (status != IPVG_OK || !frame) goto done;
+    if (frame->height != r->stored_height || frame->width != r->stored_width) {
+        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: frame %lld is %d x %d, the first is %d x %d", r->source.name,
+                           (long long)r->source.decoded - 1, frame->width, frame->height, r->stored_width,
+                           r->stored_height);
+        goto done;
+    }
+    if (rgb) status = ipvg_to_rgb_convert(ctx, &r->convert, rgb, frame, r->orientation, IPVG_ALPHA_DROP, false);
+    *more = status == IPVG_OK;
+done:
+    ipvg_ff_listen(NULL);
+    return status;
+}
+
+void ipvg_video_close(ipvg_video_reader **reader)
+{
+    ipvg_video_reader *r = *reader;
+    if (!r) return;
+    char line[IPVG_FF_LINE];
+    ipvg_ff_listen(line);
+    ipvg_to_rgb_free(&r->convert);
+    ipvg_source_close(&r->source);
+    free(r);
+    *reader = NULL;
+    ipvg_ff_listen(NULL);
+}

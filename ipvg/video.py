@@ -1,0 +1,262 @@
+"""Pictures and video: from files to NumPy and back. Needs the optional extension module ``ipvg._media`` (FFmpeg).
+
+Pixels are uint8 RGB everywhere: a picture is (H, W, 3), a video (F, H, W, 3). A size is (width, height).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+FPS = 16.0  #: frames a second of Wan2.1's video
+CRF = 10  #: x264's quality of a saved video: what imageio's "quality 8" of the official scripts means
+
+_MAX_BYTES = 4 << 30
+
+
+def _media():
+    """The extension module, imported at its first use: loading FFmpeg's libraries takes a moment."""
+    try:
+        from . import _media as module
+    except ImportError as error:
+        from ._core import UnsupportedError
+
+        raise UnsupportedError(
+            f"pictures and video need FFmpeg's libraries, and ipvg._media cannot be loaded ({error}). On Debian or Ubuntu: "
+            "apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, "
+            "then install ipvg again from its source. NumPy arrays work without."
+        ) from error
+    return module
+
+
+def _source(what: str, source) -> tuple[bytes | None, object]:
+    """(path, None) or (None, bytes) for _media."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return None, source
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsencode(source), None
+    raise TypeError(f"{what}: expected a path, bytes or an array, got {type(source).__name__}")
+
+
+def read_image(source, *, alpha: str = "drop") -> np.ndarray:
+    """A picture as uint8 (H, W, 3).
+
+    source: a path, a file's bytes, or an array (also a PIL image): uint8 (H, W, 3) or, with alpha, (H, W, 4).
+        PNG, JPEG, WebP, BMP, TIFF and whatever else FFmpeg decodes; the content decides, not the name. EXIF's
+        orientation is applied.
+    alpha: "drop" keeps the colour stored under transparent pixels (as PIL's convert("RGB"), and with it the official code,
+        does); "white" blends onto white, the colour of the canvas that references are fitted on.
+
+    Raises OSError (the file cannot be read), ipvg.FormatError (not a picture, damaged or cut short; a video),
+    TypeError and ValueError (a wrong array), ipvg.UnsupportedError (no FFmpeg, or no decoder in it).
+    """
+    if alpha not in ("drop", "white"):
+        raise ValueError(f"alpha: expected 'drop' or 'white', got {alpha!r}")
+    if hasattr(source, "__array__") or hasattr(source, "__array_interface__"):
+        return _image_from_array(np.asarray(source), alpha)
+    path, data = _source("read_image", source)
+    rgb, height, width = _media().read_image(path, data, alpha == "white")
+    return np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
+
+
+def _image_from_array(array: np.ndarray, alpha: str) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise TypeError(f"image: expected uint8 values 0 to 255, got {array.dtype}")
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"image: expected shape (H, W, 3) or (H, W, 4), got {array.shape}")
+    if array.shape[2] == 3:
+        return np.ascontiguousarray(array)
+    rgb = array[..., :3]
+    if alpha == "drop":
+        return np.ascontiguousarray(rgb)
+    a = array[..., 3:].astype(np.int32)
+    return ((rgb * a + 255 * (255 - a) + 127) // 255).astype(np.uint8)
+
+
+def read_video(source, *, start: int = 0, frames: int | None = None, fps: float | None = None) -> Video:
+    """The frames of a video and its frame rate.
+
+    source: a path or a file's bytes; any container and codec that FFmpeg reads. A rotation tag is applied.
+    start, frames: skip that many frames, then read at most so many (None: to the end).
+    fps: overrides the file's average rate.
+
+    Colours follow the file's tags; an untagged video counts as bt601, as in FFmpeg. Raises what `read_image` does, and
+    MemoryError beyond 4 GiB of pixels.
+    """
+    path, data = _source("read_video", source)
+    name = os.fsdecode(path) if path is not None else "the bytes given"
+    if start < 0 or (frames is not None and frames < 1):
+        raise ValueError(f"start and frames: expected start >= 0 and frames >= 1, got {start} and {frames}")
+    reader = _media().Reader(path, data)
+    try:
+        height, width, num, den, announced = reader.info
+        room = max(announced - start, 1)  # a hint: some containers announce nothing
+        limit = max(_MAX_BYTES // (height * width * 3), 1)
+        out = np.empty((min(room, limit, frames or limit), height, width, 3), np.uint8)
+        for _ in range(start):
+            if not reader.next(None):
+                raise ValueError(f"{name}: start is {start}, but it has fewer frames")
+        count = 0
+        while frames is None or count < frames:
+            if count == len(out) < limit:
+                out = np.concatenate([out, np.empty_like(out[: limit - count])])
+            if not reader.next(out[count] if count < len(out) else None):
+                break
+            count += 1
+            if count > limit:
+                raise MemoryError(f"{name}: more than {_MAX_BYTES >> 30} GiB of pixels; read a part: start=, frames=")
+    finally:
+        reader.close()
+    if count == 0:
+        raise ValueError(f"{name}: start is {start}, and it has no more frames than that")
+    if fps is None and num == 0:
+        raise ValueError(f"{name}: the file does not say its frame rate; pass fps=")
+    return Video(out if count == len(out) else out[:count].copy(), num / den if fps is None else fps)
+
+
+class Video:
+    """Frames and their rate; shows itself in a notebook.
+
+    frames: uint8 (F, H, W, 3), RGB, taken as it is when contiguous. fps: frames a second.
+    ``len(video)``, ``video[3]`` (a frame), ``video[10:20]`` (a Video), ``for frame in video`` and ``np.asarray(video)`` work.
+
+    Raises TypeError (not uint8) and ValueError (shape, no frames, rate).
+    """
+
+    def __init__(self, frames, fps: float = FPS):
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8:
+            raise TypeError(f"frames: expected uint8, got {frames.dtype}; Video.from_float takes values in [-1, 1]")
+        if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames: expected shape (F, H, W, 3) with F, H, W >= 1, got {frames.shape}")
+        if not 0 < fps <= 1000:
+            raise ValueError(f"fps: expected more than 0 and at most 1000, got {fps!r}")
+        self.frames = np.ascontiguousarray(frames)
+        self.fps = float(fps)
+
+    @classmethod
+    def from_float(cls, frames, fps: float = FPS) -> Video:
+        """From what the VAE decodes: float (3, F, H, W), nominally in [-1, 1]; overshoot is clipped.
+
+        uint8 = rint((clip(x, -1, 1) + 1) * 127.5) in float32, ties to even. (The official scripts truncate.)
+        Raises TypeError (not floating point) and ValueError (shape, NaN or infinity).
+        """
+        frames = np.asarray(frames)
+        if frames.dtype.kind != "f":
+            raise TypeError(f"frames: expected floating point, got {frames.dtype}")
+        if frames.ndim != 4 or frames.shape[0] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames: expected shape (3, F, H, W) with F, H, W >= 1, got {frames.shape}")
+        out = np.empty((*frames.shape[1:], 3), np.uint8)
+        for f in range(len(out)):  # one at a time: a float copy of the whole video is large
+            x = np.asarray(frames[:, f], np.float32)
+            if not np.isfinite(x).all():
+                raise ValueError(f"frames: NaN or infinity in frame {f}")
+            levels = np.rint((np.clip(x, -1, 1) + np.float32(1)) * np.float32(127.5))
+            out[f] = levels.transpose(1, 2, 0)
+        return cls(out, fps)
+
+    def to_float(self) -> np.ndarray:
+        """float32 (3, F, H, W): u8 / 127.5 - 1, what the VAE encodes."""
+        x = np.ascontiguousarray(self.frames.transpose(3, 0, 1, 2)).astype(np.float32)
+        return x / np.float32(127.5) - np.float32(1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)"""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self) / self.fps
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return Video(self.frames[index], self.fps) if isinstance(index, slice) else self.frames[index]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.frames)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.frames, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"<ipvg.Video {len(self)} frames, {width} x {height}, {self.fps:g} fps, {self.duration:.2f} s>"
+
+    def save(self, path, *, crf: int = CRF, preset: str = "medium") -> Path:
+        """Writes an mp4: H.264, yuv420p, tagged bt709 limited range, index at the front. Returns its path.
+
+        crf: x264's quality, 1 (best) to 51. preset: x264's speed, "ultrafast" to "placebo".
+        The file appears whole or not at all: any failure, and Ctrl-C, leaves what was there before. The same frames and
+        settings give the same bytes with the same FFmpeg and x264.
+
+        Raises ValueError (name without .mp4, odd width or height, range), OSError (folder, permission, disk full),
+        ipvg.UnsupportedError (FFmpeg missing, or without libx264).
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".mp4":
+            raise ValueError(f"{path}: video is written as mp4; name it {path.with_suffix('.mp4').name}")
+        rate = Fraction(self.fps).limit_denominator(1001)  # 23.976... is 24000 / 1001
+        height, width = self.frames.shape[1:3]
+        writer = _media().Writer(os.fsencode(path), height, width, rate.numerator, rate.denominator, crf, preset)
+        try:
+            for frame in self.frames:
+                writer.write(frame)
+            writer.finish()
+        finally:
+            writer.close()
+        return path
+
+    def save_contact_sheet(self, path, **options) -> Path:
+        """Writes `contact_sheet(**options)` as PNG. Returns its path. Raises what `save` does."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"{path}: a contact sheet is written as PNG; name it {path.with_suffix('.png').name}")
+        return write_png(path, self.contact_sheet(**options))
+
+    def contact_sheet(self, *, columns: int = 4, count: int = 8, gap: int = 4) -> np.ndarray:
+        """uint8 (H', W', 3): `count` frames (or all, if fewer), evenly spaced from first to last, row by row on white.
+
+        columns: tiles in a row. gap: white pixels around each tile.
+        """
+        if columns < 1 or count < 1 or gap < 0:
+            raise ValueError(f"expected columns >= 1, count >= 1, gap >= 0, got {columns}, {count}, {gap}")
+        count = min(count, len(self))
+        columns = min(columns, count)
+        rows = -(-count // columns)
+        height, width = self.frames.shape[1:3]
+        sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+        for tile, f in enumerate(np.linspace(0, len(self) - 1, count).round().astype(int)):
+            y, x = gap + (tile // columns) * (height + gap), gap + (tile % columns) * (width + gap)
+            sheet[y : y + height, x : x + width] = self.frames[f]
+        return sheet
+
+    def _repr_html_(self) -> str:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                data = self.save(Path(folder, "video.mp4"), crf=18).read_bytes()
+        except (RuntimeError, ValueError, OSError) as error:  # a notebook shows the words instead of a traceback
+            return f"<p>{html.escape(repr(self))}: {html.escape(str(error))}</p>"
+        width, height = self.size
+        source = base64.b64encode(data).decode()
+        return (
+            f'<video controls loop muted width="{width}" height="{height}" title="{html.escape(repr(self))}" '
+            f'src="data:video/mp4;base64,{source}"></video>'
+        )
+
+
+def write_png(path, image) -> Path:
+    """Writes uint8 (H, W, 3) as PNG, whole or not at all. Returns its path. Raises TypeError, ValueError, OSError."""
+    image = _image_from_array(np.asarray(image), "drop")
+    _media().write_png(os.fsencode(path), image, image.shape[0], image.shape[1])
+    return Path(path)
