@@ -1,0 +1,47 @@
+/* Inside the CPU backend: what its files share. */
+#ifndef IPVG_OPS_CPU_CPU_H
+#define IPVG_OPS_CPU_CPU_H
+
+#include "../ops.h"
+#include "loops.h"
+
+/* The loops for this machine. */
+static inline const ipvg_loops *ipvg_cpu_loops(const ipvg_exec *ex) { return ex->be->state; }
+
+/* IPVG_E_TYPE unless t is float32. */
+ipvg_status ipvg_cpu_need_f32(ipvg_exec *ex, const char *op, const char *what, const ipvg_tensor *t);
+/* The numbers of a contiguous float tensor of any dtype: its own memory, or widened into the arena. Before the planning
+ * test of an operation: it takes scratch, and in planning leaves data that must not be read. */
+ipvg_status ipvg_cpu_floats(ipvg_exec *ex, const float **out, const ipvg_tensor *t);
+
+/* gemm.c */
+ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                            const ipvg_tensor *b, ipvg_act act);
+/* attention.c */
+ipvg_status ipvg_cpu_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                               const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+/* rows.c */
+ipvg_status ipvg_cpu_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
+                                   const ipvg_tensor *scale, float eps);
+ipvg_status ipvg_cpu_layer_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                const ipvg_tensor *b, float eps);
+ipvg_status ipvg_cpu_rms_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, float eps);
+ipvg_status ipvg_cpu_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                   const ipvg_tensor *rope, int heads, float eps);
+ipvg_status ipvg_cpu_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+ipvg_status ipvg_cpu_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
+ipvg_status ipvg_cpu_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+ipvg_status ipvg_cpu_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+/* layout.c */
+ipvg_status ipvg_cpu_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
+ipvg_status ipvg_cpu_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
+ipvg_status ipvg_cpu_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
+ipvg_status ipvg_cpu_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+/* conv.c */
+ipvg_status ipvg_cpu_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
+void ipvg_cpu_conv_release(const ipvg_backend *be, ipvg_conv *conv);
+ipvg_status ipvg_cpu_conv(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *conv);
+ipvg_status ipvg_cpu_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
+ipvg_status ipvg_cpu_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+
+#endif
