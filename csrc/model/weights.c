@@ -37,7 +37,10 @@ struct ipvg_weights {
 
 /* ---- opening ---- */
 
-static int by_name(const void *a, const void *b) { return strcmp((*(weight *const *)a)->name, (*(weight *const *)b)->name); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp((*(weight *const *)a)->name, (*(weight *const *)b)->name);
+}
 
 /* The file of that path, mapped once however many tensors lie in it. */
 static ipvg_status map_file(ipvg_context *ctx, ipvg_weights *w, ptrdiff_t *out, const char *path)
@@ -131,8 +134,8 @@ static ipvg_status add(ipvg_context *ctx, ipvg_weights *w, const ipvg_weight_sou
                              (unsigned long long)file->size);
         data = file->base ? (const char *)file->base + s->offset : NULL;
     } else if (s->data && s->bytes != bytes) {
-        return ipvg_fail(ctx, IPVG_E_FORMAT, "tensor '%.200s': its shape takes %llu bytes, the buffer has %llu", s->name,
-                         (unsigned long long)bytes, (unsigned long long)s->bytes);
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "tensor '%.200s': its shape takes %llu bytes, the buffer has %llu",
+                         s->name, (unsigned long long)bytes, (unsigned long long)s->bytes);
     }
     item->name = strdup(s->name);
     if (!item->name) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for the name of a tensor");
@@ -230,7 +233,8 @@ ipvg_status ipvg_weights_take(ipvg_context *ctx, ipvg_weights *w, ipvg_tensor *o
     if (bytes > 0 && (uintptr_t)item->tensor.data % element != 0) {
         size_t padded = (bytes + 63) / 64 * 64; /* aligned_alloc wants a multiple of the alignment */
         item->copy = aligned_alloc(64, padded);
-        if (!item->copy) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory to align tensor '%s' (%zu bytes)", name, bytes);
+        if (!item->copy)
+            return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory to align tensor '%s' (%zu bytes)", name, bytes);
         memcpy(item->copy, item->tensor.data, bytes);
         item->tensor.data = item->copy;
     }

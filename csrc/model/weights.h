@@ -26,12 +26,12 @@ typedef struct ipvg_weights ipvg_weights;
 /* Where one tensor is. Not trusted: any values may stand here. The strings are copied. */
 typedef struct ipvg_weight_source {
     const char *name;
-    const char *path;   /* a file to map; NULL: the tensor is in memory, at `data` */
-    uint64_t offset;    /* bytes from the start of the file */
-    const void *data;   /* with path NULL. NULL here as well: shapes only, for planning without files */
-    uint64_t bytes;     /* of `data`: checked against dtype and shape */
+    const char *path; /* a file to map; NULL: the tensor is in memory, at `data` */
+    uint64_t offset;  /* bytes from the start of the file */
+    const void *data; /* with path NULL. NULL here as well: shapes only, for planning without files */
+    uint64_t bytes;   /* of `data`: checked against dtype and shape */
     ipvg_dtype dtype;
-    int ndim;           /* 0..IPVG_MAX_DIMS */
+    int ndim; /* 0..IPVG_MAX_DIMS */
     int64_t shape[IPVG_MAX_DIMS];
 } ipvg_weight_source;
 
@@ -43,8 +43,9 @@ void ipvg_weights_free(ipvg_weights **w);
  * it lives as long as `w`. Data that its element size does not divide is copied once to an aligned buffer of `w`.
  * out->data is NULL where the source gave no data. Taking twice gives the same view.
  * IPVG_E_FORMAT names the tensor, what was expected and what is there. */
-__attribute__((format(printf, 6, 7))) ipvg_status ipvg_weights_take(ipvg_context *ctx, ipvg_weights *w, ipvg_tensor *out,
-                                                                    const int64_t *shape, int ndim, const char *name, ...);
+__attribute__((format(printf, 6, 7))) ipvg_status ipvg_weights_take(ipvg_context *ctx, ipvg_weights *w,
+                                                                    ipvg_tensor *out, const int64_t *shape, int ndim,
+                                                                    const char *name, ...);
 
 /* Is there a tensor of that (printf) name? Does not take it. */
 __attribute__((format(printf, 2, 3))) bool ipvg_weights_has(const ipvg_weights *w, const char *name, ...);

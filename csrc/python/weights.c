@@ -32,8 +32,10 @@ static int dtype_of_name(PyObject *obj, const char *tensor, ipvg_dtype *out)
         }
     }
     if (!PyErr_Occurred())
-        PyErr_Format(PyExc_TypeError, "tensor '%s': dtype %R is none of float32, bfloat16, float16, float64, int32, "
-                     "int64, uint8", tensor, obj);
+        PyErr_Format(PyExc_TypeError,
+                     "tensor '%s': dtype %R is none of float32, bfloat16, float16, float64, int32, "
+                     "int64, uint8",
+                     tensor, obj);
     return -1;
 }
 
@@ -50,8 +52,10 @@ static int dtype_of_format(const Py_buffer *buf, const char *tensor, ipvg_dtype 
         if (strchr("ilq", *f) && buf->itemsize == 8) return *out = IPVG_I64, 0;
         if (*f == 'B') return *out = IPVG_U8, 0;
     }
-    PyErr_Format(PyExc_TypeError, "tensor '%s': cannot use elements of format '%s'; for bfloat16 pass "
-                 "(array of uint16, 'bfloat16')", tensor, f);
+    PyErr_Format(PyExc_TypeError,
+                 "tensor '%s': cannot use elements of format '%s'; for bfloat16 pass "
+                 "(array of uint16, 'bfloat16')",
+                 tensor, f);
     return -1;
 }
 
@@ -61,7 +65,8 @@ static int shape_of(PyObject *obj, ipvg_weight_source *s)
     if (!seq) return -1;
     Py_ssize_t n = PySequence_Fast_GET_SIZE(seq);
     if (n > IPVG_MAX_DIMS) {
-        PyErr_Format(PyExc_ValueError, "tensor '%s': %zd dimensions, at most %d are possible", s->name, n, IPVG_MAX_DIMS);
+        PyErr_Format(PyExc_ValueError, "tensor '%s': %zd dimensions, at most %d are possible", s->name, n,
+                     IPVG_MAX_DIMS);
         Py_DECREF(seq);
         return -1;
     }
@@ -198,7 +203,10 @@ static void weights_dealloc(PyObject *obj)
     Py_DECREF(type);
 }
 
-static Py_ssize_t weights_length(PyObject *obj) { return (Py_ssize_t)ipvg_weights_count(((weights_object *)obj)->weights); }
+static Py_ssize_t weights_length(PyObject *obj)
+{
+    return (Py_ssize_t)ipvg_weights_count(((weights_object *)obj)->weights);
+}
 
 static int weights_contains(PyObject *obj, PyObject *key)
 {
@@ -259,8 +267,8 @@ static PyObject *weights_array(PyObject *obj, PyObject *arg)
         }
         if (!t.data) return PyArray_ZEROS(t.ndim, shape, types[t.dtype], 0);
         /* flags 0: neither writeable nor claimed to be aligned */
-        PyArrayObject *a = (PyArrayObject *)PyArray_New(&PyArray_Type, t.ndim, shape, types[t.dtype], NULL, t.data, 0, 0,
-                                                        NULL);
+        PyArrayObject *a =
+            (PyArrayObject *)PyArray_New(&PyArray_Type, t.ndim, shape, types[t.dtype], NULL, t.data, 0, 0, NULL);
         if (!a) return NULL;
         PyArray_UpdateFlags(a, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS | NPY_ARRAY_ALIGNED);
         Py_INCREF(obj);
@@ -275,7 +283,8 @@ static PyMethodDef weights_methods[] = {
     {"names", weights_names, METH_NOARGS, "names() -> list[str]: every tensor, in the order it was given."},
     {"untaken", weights_untaken, METH_NOARGS, "untaken() -> list[str]: the tensors that no model has taken."},
     {"array", weights_array, METH_O,
-     "array(name) -> numpy.ndarray: a read-only view of a tensor's data, bfloat16 as uint16. KeyError if there is none."},
+     "array(name) -> numpy.ndarray: a read-only view of a tensor's data, bfloat16 as uint16. KeyError if there is "
+     "none."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -287,7 +296,8 @@ static PyType_Slot weights_slots[] = {
      "  array                          anything with a C-contiguous buffer, kept alive and not copied\n"
      "  (array, dtype)                 the same with its elements read as dtype: bfloat16 as uint16\n"
      "  (None, 0, dtype, shape)        a shape without data, to plan memory\n"
-     "Raises FormatError for a tensor outside its file, OSError for a file that cannot be read, TypeError, ValueError.\n"
+     "Raises FormatError for a tensor outside its file, OSError for a file that cannot be read, TypeError, "
+     "ValueError.\n"
      "The files must not be changed in place while this object lives: a page that is cut off ends the process."},
     {Py_tp_new, weights_new},
     {Py_tp_dealloc, weights_dealloc},

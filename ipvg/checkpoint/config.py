@@ -228,7 +228,7 @@ def infer_vae(shapes: Shapes, where: str) -> VaeConfig:
     if z_dim != len(LATENT_MEAN):
         raise FormatError(
             f"{where}: {z_dim} latent channels: the official layout carries no latent statistics, and those of Wan2.1 "
-            f"are for {len(LATENT_MEAN)}; use the diffusers layout, whose vae/config.json has latents_mean and latents_std"
+            f"are for {len(LATENT_MEAN)}; use the diffusers layout: vae/config.json has latents_mean and latents_std"
         )
     resamplers = _numbers(shapes, r"encoder\.downsamples\.(\d{1,4})\.resample\.1\.weight")
     if len(resamplers) != 3 or resamplers[0] < 1:

@@ -128,7 +128,7 @@ def to_diffusers(component: str, name: str, num_res_blocks: int = 2) -> str | No
 
 
 def _flat(name: str, num_res_blocks: int) -> str | None:
-    """decoder.up_blocks.1.resnets.2.x -> decoder.up_blocks.6.x: a stage is num_res_blocks + 1 blocks and a resampler."""
+    """decoder.up_blocks.1.resnets.2.x -> decoder.up_blocks.6.x; a stage is num_res_blocks + 1 blocks and a resampler"""
     match = re.fullmatch(rf"decoder\.up_blocks\.({_FIELDS['n']})\.(resnets|upsamplers)\.({_FIELDS['n']})\.(.+)", name)
     if not match:
         return None if name.startswith("decoder.up_blocks.") else name
