@@ -2,8 +2,8 @@
  *
  *     ipvg_dit *dit = NULL;
  *     IPVG_TRY(ipvg_dit_new(ctx, &dit, &config, weights));
- *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states, NULL));             // once a prompt
- *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames, NULL)); // once a source
+ *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states));             // once a prompt
+ *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames)); // once a source
  *     ipvg_arena_plan(ex->arena);                                             // once: how much scratch?
  *     IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, NULL));
  *     IPVG_TRY(ipvg_arena_reserve(ctx, &be->memory, ex->arena, ex->arena->peak));
@@ -13,6 +13,8 @@
  * What does not change from step to step is made once: the text embedding and every block's cross-attention keys and
  * values (ipvg_dit_text), the embedded VACE context and the rotary table (ipvg_dit_context). Hints depend on x and t and
  * are made anew in every forward, each right after the main block that takes it, so that one buffer is enough.
+ *
+ * Intermediates show themselves to ex->trace by the golden names: "x_tokens", "block0_q", "vace1_hint" and so on.
  *
  * Shapes: L = F * (h/2) * (w/2) tokens, D = dim columns. All activations are float32. */
 #ifndef IPVG_MODEL_DIT_H
@@ -44,18 +46,10 @@ ipvg_status ipvg_dit_new(ipvg_context *ctx, ipvg_dit **out, const ipvg_dit_confi
 void ipvg_dit_free(ipvg_dit **dit);
 const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
 
-/* Sees intermediates by the golden names ("x_tokens", "block0_q", "vace1_hint", ...; dit.c and dit_block.c have them
- * all). The tensor is live scratch in the backend's memory: copy it. Anything but IPVG_OK stops the forward with it. */
-typedef struct ipvg_dit_trace {
-    ipvg_status (*see)(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor);
-    void *user;
-} ipvg_dit_trace;
-
 /* A prompt for this model. states (n, text_dim), 1 <= n <= text_len, host float32: umT5's states without padding; the
  * zero rows up to text_len are added here, before the embedding, whose biases make them count.
  * Plans and grows ex->arena itself: call it with nothing of yours in the arena. The same holds for the context. */
-ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states,
-                              const ipvg_dit_trace *trace);
+ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states);
 void ipvg_dit_text_free(const ipvg_backend *be, ipvg_dit_text **text);
 
 /* A VACE context for latents of `frames` frames. context (vace_in_dim, Fc, h, w), host float32, Fc <= frames: the
@@ -63,7 +57,7 @@ void ipvg_dit_text_free(const ipvg_backend *be, ipvg_dit_text **text);
  * then sit early by frames - Fc). A slot that is kept but absent is zeros in `context`: its tokens are the bias.
  * A model without VACE layers has contexts too, for the rotary table: pass a context tensor with shape[0] = 0. */
 ipvg_status ipvg_dit_context_new(ipvg_exec *ex, ipvg_dit_context **out, const ipvg_dit *dit, const ipvg_tensor *context,
-                                 int frames, const ipvg_dit_trace *trace);
+                                 int frames);
 void ipvg_dit_context_free(const ipvg_backend *be, ipvg_dit_context **context);
 void ipvg_dit_context_size(const ipvg_dit_context *context, int *frames, int *height, int *width); /* of the latent */
 
@@ -76,9 +70,9 @@ typedef enum ipvg_dit_run {
 /* How one prediction differs from the plain one. All zero (or a NULL branch) is the plain one, and fields added later
  * keep that rule. */
 typedef struct ipvg_dit_branch {
-    const unsigned char *run;    /* (layers) of ipvg_dit_run; NULL: all run */
-    const float *scale;          /* (n_vace) context scale of each hint; NULL: 1. A hint of scale 0 is not computed */
-    const ipvg_dit_trace *trace; /* NULL: nobody looks. A trace sees every hint, also those that nothing takes */
+    const unsigned char *run; /* (layers) of ipvg_dit_run; NULL: all run */
+    const float *scale;       /* (n_vace) context scale of each hint; NULL: 1. What no main block takes, because of a
+                                 scale of 0 or a skip, is not computed, unless a trace (ex->trace) looks */
 } ipvg_dit_branch;
 
 /* velocity (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma), both in the backend's
