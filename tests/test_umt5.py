@@ -10,7 +10,7 @@ from ipvg.parity import relative_l2
 
 CONFIG = {
     "vocab": 50, "dim": 48, "dim_attn": 40, "dim_ffn": 72, "num_heads": 5, "num_layers": 3, "num_buckets": 32,
-    "max_distance": 128, "norm_eps": 1e-6,
+    "max_distance": 128, "eps": 1e-6,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def oracle(weights, config, ids):
     length, heads = len(ids), config["num_heads"]
 
     def norm(x, name):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config["norm_eps"]) * w[name]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config["eps"]) * w[name]
 
     def bucket(distance):
         half, n = config["num_buckets"] // 2, abs(distance)
@@ -95,7 +95,7 @@ def test_equal_to_the_formulas_at_any_length(length):
         {"dim": 33, "dim_attn": 21, "num_heads": 7, "dim_ffn": 65},
         {"num_buckets": 8, "max_distance": 20},
         {"num_buckets": 64, "max_distance": 300},
-        {"norm_eps": 0.1},
+        {"eps": 0.1},
     ],
 )
 def test_equal_to_the_formulas_at_any_size(change):

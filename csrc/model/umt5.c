@@ -60,7 +60,7 @@ static ipvg_status check_config(ipvg_context *ctx, const ipvg_umt5_config *c)
         return ipvg_fail(ctx, IPVG_E_ARGUMENT,
                          "umT5: buckets (%d) must be a multiple of 4 and max_distance (%d) above a quarter of it",
                          c->buckets, c->max_distance);
-    if (!(c->eps > 0)) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "umT5: norm_eps must be positive");
+    if (!(c->eps > 0)) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "umT5: eps must be positive");
     return IPVG_OK;
 }
 

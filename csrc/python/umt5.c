@@ -31,7 +31,7 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
         !ipvg_py_dict_int(config, "num_layers", 1, IPVG_UMT5_MAX_LAYERS, &c.layers) ||
         !ipvg_py_dict_int(config, "num_buckets", 4, 1 << 12, &c.buckets) ||
         !ipvg_py_dict_int(config, "max_distance", 2, 1 << 20, &c.max_distance) ||
-        !ipvg_py_dict_float(config, "norm_eps", 1e-30, 1.0, &c.eps))
+        !ipvg_py_dict_float(config, "eps", 1e-30, 1.0, &c.eps))
         return NULL;
     encoder_object *self = (encoder_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -157,7 +157,7 @@ static PyType_Slot encoder_slots[] = {
     {Py_tp_doc,
      "TextEncoder(device, config, weights)\n\n"
      "umT5's encoder. config: a dict with vocab, dim, dim_attn, dim_ffn, num_heads, num_layers, num_buckets,\n"
-     "max_distance and norm_eps; weights: a _core.Weights with official tensor names (blocks.0.attn.q.weight, ...).\n"
+     "max_distance and eps; weights: a _core.Weights with official tensor names (blocks.0.attn.q.weight, ...).\n"
      "The weights keep their dtype and stay where they are; of the embedding only the rows of a text are read.\n"
      "Raises ipvg.FormatError for a missing, misshapen or unknown tensor."},
     {Py_tp_new, encoder_new},

@@ -17,12 +17,13 @@ def check(golden: Golden, device: str) -> Iterator[Result]:
     from .. import _core
 
     weights = {name: golden.weight(name, shape) for name, shape in golden.data["weights"]["shapes"].items()}
+    config = golden.data["config"] | {"eps": golden.data["config"]["norm_eps"]}
     on = _core.Device(device)
-    encoder = _core.TextEncoder(on, golden.data["config"], _core.Weights(weights))
+    encoder = _core.TextEncoder(on, config, _core.Weights(weights))
     # The same model with the bucket's number as its bias: so the buckets can be seen.
     numbers = {n: np.arange(w.shape[0], dtype=np.float32).repeat(w.shape[1]).reshape(w.shape)
                for n, w in weights.items() if "pos_embedding" in n}  # fmt: skip
-    buckets = _core.TextEncoder(on, golden.data["config"], _core.Weights(weights | numbers))
+    buckets = _core.TextEncoder(on, config, _core.Weights(weights | numbers))
     for case in golden.cases.values():
         if "ids" in case:
             yield from _encode(case, encoder)
