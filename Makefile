@@ -1,0 +1,108 @@
+# make demo    a photo and a sentence become out/demo.mp4 and a contact sheet
+# make test    everything that CI runs: lint, sanitizers, parity, tests, README's examples
+# Both do all set-up on a bare Debian 12 or Ubuntu 24.04: packages, .venv, pip, build. A second call does nothing twice.
+#
+# Also: build, lint, format, sanitize, parity (IPVG_GOLDEN=folder), bench, fuzz (MINUTES=10), test-peers (needs several GB), clean.
+# PYTHON=python3.12 VENV=.venv312 make ...   another Python.   CC=clang make ...   another compiler.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+MINUTES ?= 10
+CPUS := $(shell nproc 2>/dev/null || echo 2)
+
+BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-dev \
+    libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
+TEST_PACKAGES := ffmpeg clang libomp-dev
+
+.PHONY: demo test build lint format sanitize parity bench fuzz test-peers packages test-packages clean
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+demo: build
+	@$(VENV)/bin/ipvg demo --out out
+
+# The parts that stop early come first; pytest's closing line is the last thing to read.
+test: test-packages build
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory sanitize
+	@$(MAKE) --no-print-directory parity
+	$(PY) -m pytest
+
+# ---- set-up ----
+
+packages:
+	@sh .ci/packages $(BUILD_PACKAGES)
+
+test-packages:
+	@sh .ci/packages $(BUILD_PACKAGES) $(TEST_PACKAGES)
+
+$(VENV)/.ready: .ci/requirements.txt | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ipvg needs Python 3.10 or newer; try PYTHON=...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -r .ci/requirements.txt
+	@touch $@
+
+C_FILES := $(shell find csrc -name '*.[ch]' 2>/dev/null)
+
+# setup.py compiles only what changed; the second line registers this folder and the `ipvg` command in the venv, once.
+build: $(VENV)/.built
+$(VENV)/.built: setup.py pyproject.toml $(C_FILES) $(VENV)/.ready | packages
+	$(PY) setup.py -q build_ext --inplace
+	@test $(VENV)/.linked -nt pyproject.toml || { $(PY) -m pip install -q --disable-pip-version-check --no-deps \
+	    --no-build-isolation -e . && touch $(VENV)/.linked; }
+	@touch $@
+
+# ---- checks ----
+
+lint: $(VENV)/.ready
+	@$(PY) tests/lint.py
+
+format: $(VENV)/.ready
+	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch])
+	$(PY) -m ruff check -q --fix .
+
+parity: build
+	@$(PY) -m ipvg.parity
+
+bench: build
+	@for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
+
+fuzz: build
+	$(PY) -m tests.fuzz --minutes $(MINUTES)
+
+test-peers: build
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q --disable-pip-version-check -r .ci/requirements.txt -r .ci/requirements-peers.txt
+	PYTHONPATH=. .venv-peers/bin/python -m pytest tests/peers
+
+# C tests under AddressSanitizer and UndefinedBehaviorSanitizer: all of the core that does not need Python.
+SAN := build/sanitize
+SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
+    -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -Icsrc
+MEDIA := libavformat libavcodec libavutil libswscale
+HAS_MEDIA := $(shell pkg-config --exists $(MEDIA) 2>/dev/null && echo yes)
+SAN_DIRS := base ops ops/cpu model sample $(if $(HAS_MEDIA),io)
+SAN_LIBS := -ldnnl $(if $(HAS_MEDIA),$(shell pkg-config --libs $(MEDIA) 2>/dev/null)) -lm
+SAN_SOURCES := $(foreach d,$(SAN_DIRS),$(wildcard csrc/$(d)/*.c))
+SAN_OBJECTS := $(SAN_SOURCES:%.c=$(SAN)/%.o)
+SAN_TESTS := $(patsubst tests/c/%.c,$(SAN)/%,$(wildcard tests/c/test_*.c))
+
+sanitize: | packages
+	@$(MAKE) --no-print-directory -j$(CPUS) $(SAN_TESTS)
+	@for t in $(SAN_TESTS); do \
+	    ASAN_OPTIONS=detect_stack_use_after_return=1 LSAN_OPTIONS=suppressions=tests/c/lsan.txt:print_suppressions=0 \
+	    OMP_NUM_THREADS=2 $$t > $$t.log 2>&1 || { tail -40 $$t.log; echo "sanitize: $$t failed"; exit 1; }; \
+	done; echo "sanitize: $(words $(SAN_TESTS)) C tests pass under ASan and UBSan"
+
+$(SAN)/%_v3.o: SAN_FLAGS += -march=x86-64-v3
+$(SAN)/%_v4.o: SAN_FLAGS += -march=x86-64-v4
+$(SAN)/%.o: %.c $(filter %.h,$(C_FILES))
+	@mkdir -p $(@D)
+	@$(CC) $(SAN_FLAGS) -c $< -o $@
+$(SAN)/test_%: tests/c/test_%.c $(SAN_OBJECTS)
+	@$(CC) $(SAN_FLAGS) $< $(SAN_OBJECTS) $(SAN_LIBS) -o $@
+.SECONDARY: $(SAN_OBJECTS)
+
+clean:
+	rm -rf build out .venv/.built ipvg/*.so
