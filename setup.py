@@ -33,7 +33,11 @@ OPTIONAL = {
         "reading and writing pictures and video",
         "libavformat-dev libavcodec-dev libavutil-dev libswscale-dev",
     ),
-    "remote": (["libcurl", "libcjson"], "prompt enhancement through a chat service", "libcurl4-openssl-dev libcjson-dev"),
+    "remote": (
+        ["libcurl", "libcjson"],
+        "prompt enhancement through a chat service",
+        "libcurl4-openssl-dev libcjson-dev",
+    ),
 }
 
 
@@ -86,7 +90,8 @@ def extensions():
             continue
         found = pkg_config(*packages)
         if found:
-            out.append(extension(f"_{name}", sources("csrc/base/*.c", folders[name]) + [f"csrc/python/{name}.c"], *found))
+            files = sources("csrc/base/*.c", folders[name]) + [f"csrc/python/{name}.c"]
+            out.append(extension(f"_{name}", files, *found))
         else:
             print(
                 f"ipvg: built without {what}: {', '.join(packages)} not found (through pkg-config).\n"

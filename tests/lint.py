@@ -37,7 +37,9 @@ LIBRARIES = {
     "remote": re.compile(r"curl/|cjson/"),
 }
 # The core reports through its context; a library neither ends the process nor prints.
-FORBIDDEN = re.compile(r"\b(exit|abort|_exit|printf|puts|perror|strcpy|strcat|sprintf|gets|rand|system)\s*\(|\bstderr\b")
+FORBIDDEN = re.compile(
+    r"\b(exit|abort|_exit|printf|puts|perror|strcpy|strcat|sprintf|gets|rand|system)\s*\(|\bstderr\b"
+)
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.S)
 
 C_FILES = sorted([*ROOT.glob("csrc/**/*.[ch]"), *ROOT.glob("tests/c/*.[ch]"), *ROOT.glob("tests/fuzz/*.[ch]")])

@@ -9,8 +9,8 @@ For your own edit, compare two sets of intermediates and see where they part:
     >>> results = parity.compare(ours, reference, bound=1e-4)     # dicts of arrays, in the order of computation
     >>> parity.first_divergence(results)
 
-Each stage has a module here with ``check(golden, device)``: it yields a `Result` per golden tensor, in the order in which the
-model computes them, so that the first failing one is where the two computations part.
+Each stage has a module here with ``check(golden, device)``: it yields a `Result` per golden tensor, in the order in
+which the model computes them, so that the first failing one is where the two computations part.
 """
 
 from __future__ import annotations

@@ -60,6 +60,9 @@ def _plain(result) -> dict:
 
 
 if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="python -m ipvg.parity", description="Compare every stage with golden tensors.")
-    add_arguments(_parser)
-    sys.exit(main(_parser.parse_args()))
+    parser = argparse.ArgumentParser("python -m ipvg.parity", description="Compare every stage with golden tensors.")
+    add_arguments(parser)
+    try:
+        sys.exit(main(parser.parse_args()))
+    except FileNotFoundError as error:
+        parser.error(str(error))

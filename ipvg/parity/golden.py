@@ -1,8 +1,8 @@
 """Golden folders: what the original implementation computed, read case by case.
 
-A folder holds ``<stage>.json`` (facts, configs, inputs, the list of tensors) and ``<stage>.safetensors`` (outputs). Weights
-and inputs are not stored: ``recipe.py`` makes them. A stage's check asks a `Golden` for its cases and never names one, so
-that another folder of the same form (``IPVG_GOLDEN``) tests the same code with other numbers.
+A folder holds ``<stage>.json`` (facts, configs, inputs, the list of tensors) and ``<stage>.safetensors`` (outputs).
+Weights and inputs are not stored: `recipe` makes them. A stage's check asks a `Golden` for its cases and never
+names one, so that another folder of the same form (``IPVG_GOLDEN``) tests the same code with other numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 
 from . import recipe
 
-#: Relative L2 bounds for float32 against the original. They follow from how far float32 implementations of the same network
-#: lie apart (the golden JSON files record 1e-6 to 5e-6 for PyTorch against float64), with room for another summation order.
+#: Relative L2 bounds for float32 against the original. They follow from how far float32 implementations of the same
+#: network lie apart (the golden files record 1e-6 to 5e-6 for PyTorch against float64), with room for another
+#: summation order.
 FP32 = {"gemm": 1e-5, "attention": 1e-5, "norm": 1e-6, "block": 2e-5, "forward": 1e-4, "umt5": 1e-4, "vae": 1e-4}
 
 
@@ -38,7 +39,7 @@ class Result:
 
 
 def relative_l2(ours: np.ndarray, reference: np.ndarray) -> float:
-    """|ours - reference| / |reference| in float64; inf for NaN or another shape, |ours| where the reference is all zero."""
+    """|ours - reference| / |reference| in float64; |ours| where that is all zero; inf for NaN and other shapes."""
     ours, reference = np.asarray(ours), np.asarray(reference)
     if ours.shape != reference.shape:
         return float("inf")
@@ -107,6 +108,11 @@ class Case:
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.tensors
 
+    @property
+    def stored(self) -> list[str]:
+        """The tensors whose values the file holds; of some the JSON keeps checksums alone."""
+        return [tensor for tensor in self.tensors if f"{self.name}/{tensor}" in self.golden.file]
+
     def __getitem__(self, tensor: str) -> np.ndarray:
         """The reference's array; KeyError if the case has none of that name."""
         if tensor not in self.tensors:
@@ -115,13 +121,13 @@ class Case:
 
     @property
     def inputs(self) -> dict[str, Mapping[str, Any]]:
-        """Input name -> recipe entry: the stage's common inputs, overridden by the case's own."""
+        """Input name -> recipe entry: the stage's common inputs, then the case's own."""
         entries = [*self.golden.about.get("inputs", []), *self.data.get("inputs", [])]
-        for recipe_name, name in (("pixels", "video"), ("zeros", "video"), ("normal", "latent")):  # vae's shorter form
-            if recipe_name in self.data:
-                value, shape = self.data[recipe_name], self.data.get("shape")
-                key, shape = ("", value) if recipe_name == "zeros" else (value, shape)
-                entries.append({"name": name, "recipe": recipe_name, "key": key, "shape": shape})
+        for kind, name in (("pixels", "video"), ("zeros", "video"), ("normal", "latent")):  # vae's shorter form
+            if kind in self.data:
+                value, shape = self.data[kind], self.data.get("shape")
+                key, shape = ("", value) if kind == "zeros" else (value, shape)
+                entries.append({"name": name, "recipe": kind, "key": key, "shape": shape})
         return {entry["name"]: entry for entry in entries}
 
     def input(self, name: str, shape: Iterable[int] | None = None) -> np.ndarray:
@@ -136,7 +142,7 @@ class Case:
         return make[entry["recipe"]](self.golden.salt + entry["key"], size)
 
     def compare(self, tensor: str, ours: np.ndarray, bound: float, *, by: str = "rel L2", note: str = "") -> Result:
-        """`ours` against the golden tensor of that name. Yield it from the stage's check in the order of computation."""
+        """`ours` against the golden tensor of that name. Yield it in the order of computation."""
         info = self.tensors[tensor]
         return measure(
             self.golden.stage, self.name, tensor, ours, self[tensor], bound, by=by, note=note or info.meaning
@@ -194,10 +200,11 @@ class Golden:
 
     def tensor(self, path: str) -> np.ndarray:
         """A stored array by its full name, ``<case>/<tensor>``."""
-        return self._file[path]
+        return self.file[path]
 
     @cached_property
-    def _file(self) -> Mapping[str, np.ndarray]:
+    def file(self) -> Mapping[str, np.ndarray]:
+        """Every stored array by its full name, read when asked for."""
         return _Arrays(self.path(self.folder, self.stage).with_suffix(".safetensors"))
 
 
@@ -210,9 +217,9 @@ def _info(entry: Any) -> TensorInfo:
 
 
 class _Arrays(Mapping[str, np.ndarray]):
-    """The arrays of a safetensors file as read-only views of a memory map. For golden files: dtypes that NumPy has."""
+    """The arrays of a safetensors file as read-only views of a memory map; only dtypes that NumPy has."""
 
-    _DTYPES: ClassVar = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+    _DTYPES: ClassVar = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 
     def __init__(self, path: Path):
         self._bytes = np.memmap(path, np.uint8, "r")

@@ -1,6 +1,6 @@
 """The numbers behind the golden tensors: every weight and input of a parity case, from its name alone.
 
-A golden file holds outputs only. Its JSON names each input by a recipe and a key; these four functions turn that into the
+A golden file holds outputs only. Its JSON names each input by a recipe and a key; these functions turn that into the
 same bits on any machine (integers, and float operations that are exact), so no weights need to be stored.
 
     seed(key)   first 8 bytes, little endian, of sha256(key in UTF-8)
