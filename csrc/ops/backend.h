@@ -34,7 +34,8 @@ __attribute__((format(printf, 3, 4))) ipvg_status ipvg_see(ipvg_exec *ex, const 
 
 typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_act;
 
-typedef struct ipvg_conv ipvg_conv; /* ops.h */
+struct ipvg_conv; /* ops.h */
+struct ipvg_conv_out;
 
 struct ipvg_backend {
     const char *name; /* "cpu" */
@@ -65,11 +66,11 @@ struct ipvg_backend {
     ipvg_status (*cast)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 
     /* Causal video convolutions, channels last; see ops.h. */
-    ipvg_status (*conv_prepare)(ipvg_exec *ex, ipvg_conv *conv);
-    void (*conv_release)(const ipvg_backend *be, ipvg_conv *conv);
-    ipvg_status (*conv)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *conv);
+    ipvg_status (*conv_prepare)(ipvg_exec *ex, struct ipvg_conv *conv);
+    void (*conv_release)(const ipvg_backend *be, struct ipvg_conv *conv);
+    ipvg_status (*conv)(ipvg_exec *ex, const struct ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
+                        const struct ipvg_conv *conv);
     ipvg_status (*norm_silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
-    ipvg_status (*upsample2x)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 };
 
 /* threads: OpenMP threads. The table is shared and constant; a backend object holds no data of a model. */

@@ -175,30 +175,43 @@ ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
 
 ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv)
 {
-    const ipvg_tensor *w = conv->w;
-    NEED(w->ndim == 5 || w->ndim == 4, "conv", "w", w, "(Cout, Cin, kt, kh, kw) or (Cout, Cin, kh, kw)");
+    const ipvg_tensor *w = &conv->w;
+    NEED((w->ndim == 5 || w->ndim == 4) && contiguous(w), "conv", "w", w, "(Cout, Cin, kt, kh, kw) or (Cout, Cin, kh, kw)");
+    NEED(IS(&conv->b, w->shape[0]), "conv", "b", &conv->b, "(Cout of w,)");
+    if (conv->stride != 1 && conv->stride != 2)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "conv: stride 1 or 2, got %d", conv->stride);
     conv->kt = w->ndim == 5 ? (int)w->shape[2] : 1;
     conv->kh = (int)w->shape[w->ndim - 2];
     conv->kw = (int)w->shape[w->ndim - 1];
-    NEED(!conv->b || IS(conv->b, w->shape[0]), "conv", "b", conv->b, "(Cout,)");
+    conv->packed = NULL;
     NEED_OP(conv_prepare, "conv");
     return ex->be->conv_prepare(ex, conv);
 }
 
 void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv)
 {
-    if (be && be->conv_release) be->conv_release(be, conv);
+    if (be && be->conv_release && conv->packed) be->conv_release(be, conv);
     conv->packed = NULL;
 }
 
-ipvg_status ipvg_conv_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *c)
+ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n, const ipvg_conv *c)
 {
-    NEED(IS(x, -1, -1, -1, c->w->shape[1]) && x->shape[0] >= c->kt, "conv", "x", x, "(T >= kt, H, W, Cin)");
-    int64_t t = (x->shape[0] - c->kt) / c->st + 1;
-    int64_t h = (x->shape[1] + c->pad_top + c->pad_bottom - c->kh) / c->sh + 1;
-    int64_t w = (x->shape[2] + c->pad_left + c->pad_right - c->kw) / c->sw + 1;
-    NEED(IS(y, t, h, w, c->w->shape[0]), "conv", "y", y, "what x, the kernel, the strides and the padding give");
-    return ex->be->conv(ex, y, x, c);
+    if (n < 1 || n > c->kt) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "conv: 1 to %d frames, got %d", c->kt, n);
+    for (int i = 0; i < n; i++) {
+        NEED(IS(x[i], -1, -1, c->w.shape[1]) && contiguous(x[i]), "conv", "x", x[i], "(H, W, Cin of w)");
+        NEED(same_shape(x[i], x[0]), "conv", "x", x[i], "the same in every frame");
+    }
+    int up = c->upsample ? 2 : 1;
+    int64_t h = (up * x[0]->shape[0] + c->top + c->bottom - c->kh) / c->stride + 1;
+    int64_t w = (up * x[0]->shape[1] + c->left + c->right - c->kw) / c->stride + 1;
+    const ipvg_tensor *frames[] = {out->y, out->z, out->residual};
+    for (int i = 0; i < 3; i++)
+        NEED(!frames[i] || (IS(frames[i], h, w, c->w.shape[0]) && contiguous(frames[i])), "conv", "an output or the residual",
+             frames[i], "what x, the kernel, the stride and the padding give");
+    if (out->z)
+        NEED(out->gamma && out->gamma->dtype == IPVG_F32 && ipvg_tensor_count(out->gamma) == c->w.shape[0], "conv", "gamma",
+             out->gamma ? out->gamma : &c->b, "(Cout of w,) float32");
+    return ex->be->conv(ex, out, x, n, c);
 }
 
 ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu)
@@ -208,14 +221,6 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
     NEED(same_shape(y, x), "norm_silu", "y", y, "the shape of x");
     NEED_OP(norm_silu, "norm_silu");
     return ex->be->norm_silu(ex, y, x, gamma, silu);
-}
-
-ipvg_status ipvg_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
-{
-    NEED(x->ndim == 4, "upsample2x", "x", x, "(T, H, W, C)");
-    NEED(IS(y, x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3]), "upsample2x", "y", y, "(T, 2H, 2W, C)");
-    NEED_OP(upsample2x, "upsample2x");
-    return ex->be->upsample2x(ex, y, x);
 }
 
 ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, ...)

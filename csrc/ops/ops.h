@@ -47,23 +47,33 @@ ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tenso
 /* y = x with y's dtype; same shape. */
 ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 
-/* A convolution over video, channels last: x (T, H, W, Cin) -> y (T', H', W', Cout), float32. The caller provides
- * causal history: time is never padded here, so T' = (T - kt) / st + 1; space is padded by `pad` zeros on each side as
- * given. Weights as in the checkpoint: (Cout, Cin, kt, kh, kw), or 4-D (Cout, Cin, kh, kw) with kt = 1. */
-struct ipvg_conv {
-    const ipvg_tensor *w, *b; /* b (Cout) or NULL */
-    int kt, kh, kw;
-    int st, sh, sw;                             /* strides */
-    int pad_top, pad_bottom, pad_left, pad_right; /* zeros */
-    void *packed;                               /* the backend's own form of w, made by ipvg_conv_prepare */
-    size_t packed_bytes;
-};
+/* A causal convolution over video, channels last, that makes one frame from the newest frames before it. Weights as in
+ * the checkpoint: (Cout, Cin, kt, kh, kw), or 4-D (Cout, Cin, kh, kw) with kt = 1; any weight dtype. */
+typedef struct ipvg_conv {
+    ipvg_tensor w, b;                 /* b (Cout) */
+    int stride;                       /* of rows and columns: 1 or 2 */
+    int top, bottom, left, right;     /* zeros around the frame */
+    bool upsample;                    /* the input frame is first doubled in rows and columns, nearest neighbour */
+    int kt, kh, kw;                   /* set by ipvg_conv_prepare, from w */
+    void *packed;                     /* the backend's own form of w, in the arena */
+} ipvg_conv;
+
+/* What becomes of the frame v = conv + b [+ residual]. All (H', W', Cout) float32. */
+typedef struct ipvg_conv_out {
+    ipvg_tensor *y;              /* v; NULL if nobody wants it */
+    ipvg_tensor *z;              /* norm_silu(v), as below; or NULL. It must not be an input or the residual */
+    const ipvg_tensor *gamma;    /* of z */
+    bool silu;                   /* of z */
+    const ipvg_tensor *residual; /* or NULL; may be y */
+} ipvg_conv_out;
+
+/* Brings the weights into the backend's form, in ex->arena: it must stay above the marks that runs reset to. */
 ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
 void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv);
-ipvg_status ipvg_conv_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_conv *conv);
-/* y = x / max(|x|_2, 1e-12) * sqrt(C) * gamma (C) over the last axis, then SiLU if asked. In place allowed. */
+/* x: n frames (H, W, Cin), oldest first, 1 <= n <= kt. The kt - n frames before them count as zeros (and cost nothing). */
+ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
+                          const ipvg_conv *conv);
+/* y = x / max(|x|_2, 1e-12) * sqrt(C) * gamma (C, or (C, 1, ...)) over the last axis, then SiLU if asked. In place allowed. */
 ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
-/* y (T, 2H, 2W, C): nearest neighbour. */
-ipvg_status ipvg_upsample2x(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 
 #endif

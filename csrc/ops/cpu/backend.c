@@ -77,7 +77,10 @@ ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out)
         .patchify = ipvg_cpu_patchify,
         .unpatchify = ipvg_cpu_unpatchify,
         .cast = ipvg_cpu_cast,
-        /* .conv_prepare = ipvg_cpu_conv_prepare and so on: when conv.c is there */
+        .conv_prepare = ipvg_cpu_conv_prepare,
+        .conv_release = ipvg_cpu_conv_release,
+        .conv = ipvg_cpu_conv,
+        .norm_silu = ipvg_cpu_norm_silu,
     };
     return IPVG_OK;
 }

@@ -1,28 +1,7 @@
-/* The loops of loops.h for one instruction set. The including file defines ISA_LEVEL, ISA_NAME and ISA_TABLE.
- *
- * The target is set by a pragma for every function below, so that the build needs no flags of its own per file. System
- * headers come first: their functions keep the target they were written for. */
-#include <math.h>
-
+/* The loops of loops.h for one instruction set. The including file defines ISA_LEVEL, ISA_NAME and ISA_TABLE. */
 #include "loops.h"
 
-#include <immintrin.h>
-
-#ifdef __clang__
-#if ISA_LEVEL == 4
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
-#elif ISA_LEVEL == 3
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma clang attribute push(__attribute__((target("sse2"))), apply_to = function)
-#endif
-#else
-#if ISA_LEVEL == 4
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
-#elif ISA_LEVEL == 3
-#pragma GCC target("avx2,fma")
-#endif
-#endif
+#include "target.h"
 
 #include "simd.h"
 
