@@ -107,7 +107,7 @@ def test_steps_that_share_a_timestep_are_not_skipped():
     assert len(set(schedule.sigmas.tolist())) == 69
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(
     steps=st.integers(1, 200),
     shift=st.floats(1e-6, 1e6),
@@ -119,7 +119,7 @@ def test_sigmas_fall_to_zero_and_a_perfect_model_is_solved_exactly(steps, shift,
     schedule = Schedule(steps, shift, solver, sigmas_from)
     sigmas = schedule.sigmas
     assert sigmas.shape == (steps + 1,) and sigmas[-1] == 0 and 0 < sigmas[0] <= 1
-    assert (np.diff(sigmas) <= 1.1e-6).all()  # diffusers' first one, less 1e-6, can fall below the second at huge shifts
+    assert (np.diff(sigmas) <= 0).all()
     assert ((schedule.timesteps >= 0) & (schedule.timesteps <= 1000)).all()
     noise, clean = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
     start = (1 - sigmas[0]) * clean + sigmas[0] * noise

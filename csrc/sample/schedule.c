@@ -24,6 +24,8 @@ static void fill_sigmas(ipvg_schedule *s)
     if (c->convention == IPVG_SIGMAS_DIFFUSERS) first = 1, last = 1.0 / TRAIN_STEPS;
     for (int k = 0; k < s->steps; k++) s->sigmas_f64[k] = shifted(c->shift, linspace(first, last, s->steps, k));
     if (c->convention == IPVG_SIGMAS_DIFFUSERS && fabs(s->sigmas_f64[0] - 1) < 1e-6) s->sigmas_f64[0] -= 1e-6;
+    /* At a huge shift that cut falls below the next sigmas: they must not rise again. */
+    for (int k = 1; k < s->steps; k++) s->sigmas_f64[k] = fmin(s->sigmas_f64[k], s->sigmas_f64[k - 1]);
     s->sigmas_f64[s->steps] = 0;
     for (int k = 0; k <= s->steps; k++) s->sigmas[k] = (float)s->sigmas_f64[k];
 }
