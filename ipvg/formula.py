@@ -1,7 +1,7 @@
 """The formulas that combine branches: ``uncond + W*(cond - uncond)`` as data, checked and evaluated without `eval`.
 
-A formula has names of branches, names of weights, numbers, + - * / and parentheses, and must be linear in the branches, so
-that it stands for one coefficient per branch.
+A formula has names of branches, names of weights, numbers, + - * / and parentheses, and must be linear in the
+branches, so that it stands for one coefficient per branch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class FormulaError(ValueError):
 
 
 class Formula:
-    """A parsed formula. Raises FormulaError where it is not linear in `branches`, or has a name that is in neither set."""
+    """A parsed formula. Raises FormulaError where it is not linear in `branches`, or has a name that is in neither
+    set.
+    """
 
     def __init__(self, text: str, branches: Collection[str], weights: Collection[str]):
         if not isinstance(text, str):
@@ -44,7 +46,9 @@ class Formula:
             self._fail("no branch in it: a velocity must come out", 0)
 
     def coefficients(self, weights: Mapping[str, float]) -> Linear:
-        """The coefficient of every branch in the formula. ValueError: a division by zero, or a result that is not finite."""
+        """The coefficient of every branch in the formula. ValueError: a division by zero, or a result that is not
+        finite.
+        """
         value = self._evaluate(self._tree, weights)
         assert isinstance(value, dict)
         for name, coefficient in value.items():
@@ -53,11 +57,21 @@ class Formula:
         return value
 
     def _fail(self, problem: str, spot: ast.AST | int):
-        column = spot if isinstance(spot, int) else len(self.text.encode()[: spot.col_offset].decode())
-        raise FormulaError(f"combine: {problem}, at column {column + 1}:\n    {self.text}\n    {' ' * column}^") from None
+        if isinstance(spot, int):
+            first, last = spot, spot + 1
+        else:
+            first, last = self._column(spot.col_offset), self._column(spot.end_col_offset)
+        marks = " " * first + "^" * (last - first)
+        raise FormulaError(f"combine: {problem}, at column {first + 1}:\n    {self.text}\n    {marks}") from None
+
+    def _column(self, offset: int) -> int:
+        """Characters from the start; `ast` counts bytes of UTF-8."""
+        return len(self.text.encode()[:offset].decode(errors="ignore"))
 
     def _check(self, node: ast.AST) -> bool:
-        """Is the value linear in the branches (True) or a number (False)? Anything else fails here, once, by its kind."""
+        """Is the value linear in the branches (True) or a number (False)? Anything else fails here, once, by its
+        kind.
+        """
         match node:
             case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
                 if abs(node.value) > 1e30 or node.value != node.value:

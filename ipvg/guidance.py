@@ -8,8 +8,8 @@ True
 >>> control(g)                              # the CFG of equal effective weight, for a fair comparison
 Guidance: uncond + W*(cond - uncond), W = 7
 
-Every method of the literature that mixes predictions linearly is such an object: presets below, anything else as a formula.
-Velocities are v-predictions; a mix whose coefficients sum to 1 is the same for x0 = x - sigma v.
+Every method of the literature that mixes predictions linearly is such an object: presets below, anything else as a
+formula. Velocities are v-predictions; a mix whose coefficients sum to 1 is the same for x0 = x - sigma v.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _T = TypeVar("_T")
 class Branch:
     """What one prediction of the model is given. Frozen, hashable; the default is the plain conditional prediction.
 
-    text: which prompt, by name. The presets use "cond" (the prompt), "negative" (the negative prompt, Wan's own by default)
-        and "null" (the empty prompt); any other name is yours to encode.
-    reference: "present"; "drop" = the context without the reference slots, one latent frame shorter for each, its tokens
-        zero-padded at the END: the control tokens of the other frames sit too early (what the released TPIGE code does);
-        "absent" = the slots kept and zero in all 96 channels, so that nothing moves.
-    skip_blocks: main blocks left out, 0-based. Their hints are dropped with them (as released), or added all the same with
-        keep_hint. context_scale: factor of the hints.
+    text: which prompt, by name. The presets use "cond" (the prompt), "negative" (the negative prompt, Wan's own by
+        default) and "null" (the empty prompt); any other name is yours to encode.
+    reference: "present"; "drop" = the context without the reference slots, one latent frame shorter for each, its
+        tokens zero-padded at the END: the control tokens of the other frames sit too early (what the released TPIGE
+        code does); "absent" = the slots kept and zero in all 96 channels, so that nothing moves.
+    skip_blocks: main blocks left out, 0-based. Their hints are dropped with them (as released), or added all the same
+        with keep_hint. context_scale: factor of the hints.
     """
 
     text: str = "cond"
@@ -85,12 +85,14 @@ class Branch:
 class Guidance:
     """Named branches and a formula over them. Frozen, hashable, comparable, JSON in and out, printable.
 
-    branches: name -> Branch (or a dict of its fields). combine: a formula that is linear in the branches, see `formula.py`.
-    Every further keyword is a weight of the formula: a number, one number a step, or a callable (step, sigma) -> number,
-    which is resolved when a sampler starts. A branch whose coefficient is 0 at a step is not computed there.
+    branches: name -> Branch (or a dict of its fields). combine: a formula that is linear in the branches, see
+    `formula.py`. Every further keyword is a weight of the formula: a number, one number a step, or a callable (step,
+    sigma) -> number, which is resolved when a sampler starts. A branch whose coefficient is 0 at a step is not
+    computed there.
 
-    Order means nothing: branches are kept by name, and the sum is taken in that order, so equal guidance gives equal bytes.
-    Raises ValueError / TypeError naming what is wrong; FormulaError (a ValueError) names the spot in the formula.
+    Order means nothing: branches are kept by name, and the sum is taken in that order, so equal guidance gives equal
+    bytes. Raises ValueError / TypeError naming what is wrong; FormulaError (a ValueError) names the spot in the
+    formula.
     """
 
     branches: Mapping[str, Branch]
@@ -112,6 +114,7 @@ class Guidance:
             raise ValueError(f"not in the formula: {', '.join(sorted(unused))} (formula: {formula.text})")
         object.__setattr__(self, "branches", _Frozen({name: _branch(name, b) for name, b in branches.items()}))
         object.__setattr__(self, "combine", formula.text)
+        object.__setattr__(self, "_formula", formula)
         object.__setattr__(self, "weights", _Frozen({name: _weight(name, w) for name, w in weights.items()}))
         if all(isinstance(w, float) for w in self.weights.values()):
             formula.coefficients(self.weights)  # a division by zero is an error now, not at the first step
@@ -139,10 +142,12 @@ class Guidance:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON. TypeError for a callable weight: `resolve` it first, so that the numbers are recorded."""
+        """Plain data for JSON. TypeError for a callable weight: `resolve` it first, so that the numbers are
+        recorded.
+        """
         for name, weight in self.weights.items():
             if callable(weight):
-                raise TypeError(f"weight {name!r} is a function, which JSON cannot hold; use guidance.resolve(schedule)")
+                raise TypeError(f"weight {name!r} is a function, not JSON: use guidance.resolve(schedule) first")
         weights = {name: w if isinstance(w, float) else list(w) for name, w in self.weights.items()}
         branches = {name: {**asdict(b), "skip_blocks": list(b.skip_blocks)} for name, b in self.branches.items()}
         return {"format": FORMAT, "version": VERSION, "branches": branches, "combine": self.combine, "weights": weights}
@@ -206,12 +211,11 @@ class Guidance:
         return {name: np.array([row[name] for row in rows]) for name in self.branches}
 
     def _at(self, step: int, sigma: float) -> dict[str, float]:
-        formula = Formula(self.combine, self.branches, self.weights)
         now = {
             name: w if isinstance(w, float) else w[step] if isinstance(w, tuple) else _number(name, w(step, sigma))
             for name, w in self.weights.items()
         }
-        found = formula.coefficients(now)
+        found = self._formula.coefficients(now)
         return {name: found.get(name, 0.0) for name in self.branches}
 
 
@@ -301,14 +305,17 @@ def cfg(w: Weight = 5.0) -> Guidance:
 
 
 def tpige_code(w: Weight = 5.0, s: Weight = 0.5, block: int = 2) -> Guidance:
-    """TPIGE as its released code computes it (Andyplus1/IPT2V): weak = the prompt, the reference dropped, one main block
-    skipped; v_cfg = uncond + w (cond - uncond); v = v_cfg + s (v_cfg - weak). Effective CFG weight w (1 + s) - s = 7."""
+    """TPIGE as its released code computes it (Andyplus1/IPT2V): weak = the prompt, the reference dropped, one main
+    block skipped; v_cfg = uncond + w (cond - uncond); v = v_cfg + s (v_cfg - weak). Effective CFG weight w (1 + s) -
+    s = 7."""
     weak = Branch(text="cond", reference="drop", skip_blocks=(block,))
     return _tpige(weak, w, s)
 
 
 def tpige_aligned(w: Weight = 5.0, s: Weight = 0.5, block: int = 2) -> Guidance:
-    """`tpige_code` with the reference slot kept and empty, so that the weak branch's control tokens stay where they belong."""
+    """`tpige_code` with the reference slot kept and empty, so that the weak branch's control tokens stay where they
+    belong.
+    """
     weak = Branch(text="cond", reference="absent", skip_blocks=(block,))
     return _tpige(weak, w, s)
 
@@ -319,7 +326,9 @@ def _tpige(weak: Branch, w: Weight, s: Weight) -> Guidance:
 
 
 def tpige_figure(W_c: Weight = 5.0, W_i: Weight = 0.5, block: int = 2) -> Guidance:
-    """TPIGE as the paper's figure shows it (arXiv 2509.01362): uncond and weak have the empty prompt and the reference."""
+    """TPIGE as the paper's figure shows it (arXiv 2509.01362): uncond and weak have the empty prompt and the
+    reference.
+    """
     null, weak = Branch(text="null"), Branch(text="null", skip_blocks=(block,))
     combine = "uncond + W_c*(cond - uncond) + W_i*(cond - weak)"
     return Guidance({"cond": _COND, "uncond": null, "weak": weak}, combine, W_c=W_c, W_i=W_i)
@@ -333,8 +342,8 @@ PRESETS: dict[str, Callable[..., Guidance]] = {
 def control(guidance: Guidance, cond: str = "cond", uncond: str = "uncond") -> Guidance:
     """The plain CFG of equal effective weight: what is left of `guidance` if its perturbations had no effect.
 
-    A branch with the text of `cond` then predicts what `cond` does, one with the text of `uncond` what `uncond` does; so
-    W = the sum of the coefficients of all branches with the text of `cond`. For TPIGE's code W = w (1 + s) - s.
+    A branch with the text of `cond` then predicts what `cond` does, one with the text of `uncond` what `uncond` does;
+    so W = the sum of the coefficients of all branches with the text of `cond`. For TPIGE's code W = w (1 + s) - s.
     ValueError: no such branch, a third text, or coefficients that do not sum to 1.
     """
     if cond not in guidance.branches:
@@ -343,7 +352,8 @@ def control(guidance: Guidance, cond: str = "cond", uncond: str = "uncond") -> G
     same = [name for name, b in guidance.branches.items() if b.text == plain.text]
     others = [name for name in guidance.branches if name not in same]
     if others and (uncond not in others or len({guidance.branches[name].text for name in others}) > 1):
-        raise ValueError(f"control: expected the texts of {cond!r} and {uncond!r} only, got {', '.join(guidance.texts)}")
+        found = ", ".join(guidance.texts)
+        raise ValueError(f"control: expected the texts of {cond!r} and {uncond!r} only, got {found}")
 
     def weight(step: int, sigma: float) -> float:
         c = guidance._at(step, sigma)

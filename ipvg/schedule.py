@@ -27,8 +27,8 @@ class Schedule:
 
     steps: 1 or more. shift: above 0; larger spends more steps near pure noise (VACE's default is 16, 1 is none).
     solver: "unipc" (order 2 with corrector), "dpmpp" (DPM-Solver++ 2M) or "euler".
-    sigmas_from: "official" (Wan2.1's own code) or "diffusers" (linspace(1, 0.001), as newer diffusers has it: at 50 steps
-    and shift 16, 20 of 50 timesteps differ).
+    sigmas_from: "official" (Wan2.1's own code) or "diffusers" (linspace(1, 0.001), as newer diffusers has it: at 50
+    steps and shift 16, 20 of 50 timesteps differ).
 
     Everything is indexed by step; that two steps may share an integer timestep (68 steps at shift 16) does no harm.
     Raises ValueError for a value out of range. Source: Wan2.1 wan/utils/fm_solvers_unipc.py and fm_solvers.py.
@@ -71,7 +71,7 @@ class Schedule:
     def start(self, noise: np.ndarray, device: _core.Device | None = None) -> _core.Solver:
         """A run of the solver from `noise`, any float32 array. Its ``step(velocity)`` returns the next sample.
 
-        The arrays that it hands out are read-only views of its memory, overwritten by the next step: copy what you keep.
-        Raises ValueError for NaN or infinity, in the noise and in every velocity.
+        The arrays that it hands out are read-only views of its memory, overwritten by the next step: copy what you
+        keep. Raises ValueError for NaN or infinity, in the noise and in every velocity.
         """
         return _core.Solver(device or _core.Device(), self._core, noise)

@@ -91,7 +91,9 @@ def velocities(n, shape=(3, 5)):
 
 @pytest.mark.parametrize("sigmas_from", ["official", "diffusers"])
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(("steps", "shift"), [(1, 16), (2, 3), (3, 16), (5, 0.2), (50, 16), (68, 16), (120, 16), (300, 5)])
+@pytest.mark.parametrize(
+    ("steps", "shift"), [(1, 16), (2, 3), (3, 16), (5, 0.2), (50, 16), (68, 16), (120, 16), (300, 5)]
+)
 def test_any_step_count_follows_the_formulas(solver, steps, shift, sigmas_from):
     schedule = Schedule(steps, shift, solver, sigmas_from)
     noise = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
