@@ -61,7 +61,7 @@ ipvg_tensor ipvg_tensor_slice(const ipvg_tensor *t, int64_t first, int64_t count
     ipvg_tensor s = *t;
     int64_t step = t->ndim == 2 ? t->ld : ipvg_tensor_count(t) / (t->shape[0] ? t->shape[0] : 1);
     s.shape[0] = count;
-    s.data = (char *)t->data + (size_t)(first * step) * ipvg_dtype_size(t->dtype);
+    if (t->data) s.data = (char *)t->data + (size_t)(first * step) * ipvg_dtype_size(t->dtype);
     return s;
 }
 
@@ -69,7 +69,7 @@ ipvg_tensor ipvg_tensor_columns(const ipvg_tensor *t, int64_t first, int64_t cou
 {
     ipvg_tensor s = *t;
     s.shape[1] = count;
-    s.data = (char *)t->data + (size_t)first * ipvg_dtype_size(t->dtype);
+    if (t->data) s.data = (char *)t->data + (size_t)first * ipvg_dtype_size(t->dtype);
     return s;
 }
 
