@@ -21,6 +21,7 @@ from . import names, strictjson
 from .config import Config, VaeConfig
 from .entry import WEIGHT_DTYPES, Entry, printable
 from .index import Layout, find_layout, read_tensors
+from .shapes import check_tensors
 
 COMPONENTS = ("dit", "vae", "text")
 _TITLES = {"dit": "transformer", "vae": "VAE", "text": "text encoder"}
@@ -130,7 +131,7 @@ def _open(layout: Layout, name: str) -> Component:
             config = configs.read_dit(table, str(path), shapes)
         else:
             config = configs.read_text(table, str(path)) if path else configs.infer_text(shapes, where)
-    configs.check_tensors(entries, config, where, unknown)
+    check_tensors(entries, config, where, unknown)
     for tensor, entry in entries.items():
         if entry.dtype not in WEIGHT_DTYPES:
             raise FormatError(
