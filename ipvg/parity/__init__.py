@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from .golden import FP32, Case, Golden, Result, max_difference, measure, relative_l2
-from .report import first_divergence, table
+from .report import as_dict, first_divergence, report, table
 
 __all__ = [
-    "FP32", "STAGES", "Case", "Golden", "Result", "compare", "first_divergence", "max_difference", "measure",
-    "relative_l2", "run", "table",
+    "FP32", "STAGES", "Case", "Golden", "Result", "as_dict", "compare", "first_divergence", "max_difference",
+    "measure", "relative_l2", "report", "run", "table",
 ]  # fmt: skip
 
 #: The stages, in the order of the pipeline: a module here and a golden file each.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from .golden import Result
 
@@ -62,3 +64,25 @@ def table(results: Iterable[Result]) -> str:
         rows.append((stage, by, cases, str(len(group)), f"{worst.error:.2e}", f"{worst.bound:.0e}", verdict))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def report(results: Iterable[Result], verbose: bool = False) -> str:
+    """The table, then the first divergence of each stage that has one; `verbose` puts every comparison before it."""
+    results = list(results)
+    parts = ["\n".join(map(_line, results))] if verbose else []
+    parts.append(table(results))
+    for stage in dict.fromkeys(result.stage for result in results):
+        divergence = first_divergence(result for result in results if result.stage == stage)
+        if divergence:
+            parts.append(str(divergence))
+    return "\n\n".join(parts)
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """For JSON, which has no infinity: the error is None then."""
+    return {**asdict(result), "error": result.error if math.isfinite(result.error) else None}
+
+
+def _line(r: Result) -> str:
+    text = f"{'ok  ' if r.ok else 'FAIL'} {r.error:.2e} <= {r.bound:.0e}  {r.stage} {r.case} {r.tensor}"
+    return text if r.ok or not r.note else f"{text}  {r.note}"
