@@ -2,8 +2,8 @@
  *
  *     ipvg_dit *dit = NULL;
  *     IPVG_TRY(ipvg_dit_new(ctx, &dit, &config, weights));
- *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states));             // once a prompt
- *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames)); // once a source
+ *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states));                   // once a prompt
+ *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames));       // once a source
  *     ipvg_arena_plan(ex->arena);                                             // once: how much scratch?
  *     IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, NULL));
  *     IPVG_TRY(ipvg_arena_reserve(ctx, &be->memory, ex->arena, ex->arena->peak));
@@ -24,16 +24,17 @@
 #include "weights.h"
 
 #define IPVG_DIT_MAX_LAYERS 256
-#define IPVG_DIT_PATCH 2 /* rows and columns of a patch; one frame */
+#define IPVG_DIT_MAX_FREQ 4096
+#define IPVG_DIT_MAX_SIDE 65536 /* frames, rows and columns of a latent */
 
 typedef struct ipvg_dit_config {
-    int dim, heads, ffn_dim, layers; /* heads divides dim; dim / heads is even */
-    int in_dim, out_dim;             /* latent channels: 16, 16 */
-    int vace_in_dim;                 /* 96 */
-    int freq_dim;                    /* sinusoid of the timestep: 256 */
-    int text_len, text_dim;          /* 512, 4096 */
-    float eps;                       /* 1e-6 */
-    int n_vace;                      /* 0: a plain text-to-video model; then contexts are NULL */
+    int dim, heads, ffn_dim, layers;      /* heads divides dim; dim / heads is even */
+    int in_dim, out_dim;                  /* latent channels: 16, 16 */
+    int vace_in_dim;                      /* 96 */
+    int freq_dim;                         /* sinusoid of the timestep: 256 */
+    int text_len, text_dim;               /* 512, 4096 */
+    float eps;                            /* 1e-6 */
+    int n_vace;                           /* 0: a plain text-to-video model; then contexts are NULL */
     int vace_layers[IPVG_DIT_MAX_LAYERS]; /* ascending, the first is 0: main block vace_layers[n] takes hint n */
 } ipvg_dit_config;
 

@@ -60,14 +60,14 @@ static ipvg_tensor halved(ipvg_tensor *t, ipvg_dtype dtype)
 /* ---- running and comparing ---- */
 
 /* Runs an operation twice, planned and computed in an arena of exactly that size. */
-#define RUN(call)                                                                       \
-    do {                                                                                \
-        ipvg_arena_free(&arena);                                                        \
-        ipvg_arena_plan(&arena);                                                        \
-        if ((call) != IPVG_OK) failures++, printf("plan: %s: %s\n", #call, ctx.error);  \
-        if (arena.used) failures++, printf("scratch is not given back: %s\n", #call);   \
-        ipvg_arena_reserve(&ctx, &be->memory, &arena, arena.peak);                      \
-        if ((call) != IPVG_OK) failures++, printf("%s: %s\n", #call, ctx.error);        \
+#define RUN(call)                                                                      \
+    do {                                                                               \
+        ipvg_arena_free(&arena);                                                       \
+        ipvg_arena_plan(&arena);                                                       \
+        if ((call) != IPVG_OK) failures++, printf("plan: %s: %s\n", #call, ctx.error); \
+        if (arena.used) failures++, printf("scratch is not given back: %s\n", #call);  \
+        ipvg_arena_reserve(&ctx, &be->memory, &arena, arena.peak);                     \
+        if ((call) != IPVG_OK) failures++, printf("%s: %s\n", #call, ctx.error);       \
     } while (0)
 
 typedef struct error {
@@ -113,7 +113,8 @@ static void test_linear(int l, int k, int n)
     ipvg_dtype dtype = (ipvg_dtype)pick(IPVG_F32, IPVG_F16);
     ipvg_act act = (ipvg_act)pick(0, 2);
     bool biased = pick(0, 3) > 0;
-    ipvg_tensor x = matrix(l, k, pick(0, 3), true), w = matrix(n, k, 0, true), b = vector(n), y = matrix(l, n, pick(0, 5), false);
+    ipvg_tensor x = matrix(l, k, pick(0, 3), true), w = matrix(n, k, 0, true), b = vector(n),
+                y = matrix(l, n, pick(0, 5), false);
     ipvg_tensor wh = dtype == IPVG_F32 ? w : halved(&w, dtype), bh = dtype == IPVG_F32 ? b : halved(&b, dtype);
     error e = {0, 0};
     RUN(ipvg_linear(&ex, &y, &x, &wh, biased ? &bh : NULL, act));
@@ -131,7 +132,8 @@ static void test_linear(int l, int k, int n)
 
 static void test_attention(int heads, int d, int lq, int lk, bool biased)
 {
-    float scale = biased ? 1.f : 1.f / sqrtf((float)d), loud = pick(0, 1) ? 1.f : 30.f; /* loud: softmax nearly one-hot */
+    float scale = biased ? 1.f : 1.f / sqrtf((float)d),
+          loud = pick(0, 1) ? 1.f : 30.f; /* loud: softmax nearly one-hot */
     ipvg_tensor q = matrix(lq, heads * d, pick(0, 4), true), k = matrix(lk, heads * d, pick(0, 4), true),
                 v = matrix(lk, heads * d, pick(0, 4), true), o = matrix(lq, heads * d, pick(0, 4), false),
                 bias = matrix(heads, lq + lk - 1, 0, true);
@@ -214,10 +216,12 @@ static void test_norms(int l, int heads, int d)
 static void test_elementwise(int l, int d)
 {
     ipvg_tensor x = matrix(l, d, pick(0, 3), true), y = matrix(l, d, pick(0, 3), true), g = vector(d),
-                z = matrix(l, d, 0, false), a = matrix(l, d, 0, true), b = matrix(l, d, 0, true), c = matrix(l, d, 0, true);
+                z = matrix(l, d, 0, false), a = matrix(l, d, 0, true), b = matrix(l, d, 0, true),
+                c = matrix(l, d, 0, true);
     bool gated = pick(0, 1);
     error gate = {0, 0}, glu = {0, 0}, sil = {0, 0}, mix = {0, 0};
-    for (int64_t i = 0; i < (int64_t)l * d; i++) ((float *)a.data)[i] *= (float)pick(1, 40); /* far tails of tanh, exp */
+    for (int64_t i = 0; i < (int64_t)l * d; i++)
+        ((float *)a.data)[i] *= (float)pick(1, 40); /* far tails of tanh, exp */
     float *before = malloc((size_t)(l * x.ld) * sizeof(float));
     memcpy(before, x.data, (size_t)(l * x.ld) * sizeof(float));
     RUN(ipvg_gate_residual(&ex, &x, &y, gated ? &g : NULL));
@@ -246,8 +250,10 @@ static void test_elementwise(int l, int d)
 static void test_layout(int c, int f, int h2, int w2)
 {
     int h = 2 * h2, w = 2 * w2, l = f * h2 * w2;
-    ipvg_tensor flat = vector((int64_t)c * f * h * w), tokens = matrix(l, 4 * c, 0, false), back = vector((int64_t)c * f * h * w);
-    ipvg_tensor latent = ipvg_tensor_of(flat.data, IPVG_F32, c, f, h, w), out = ipvg_tensor_of(back.data, IPVG_F32, c, f, h, w);
+    ipvg_tensor flat = vector((int64_t)c * f * h * w), tokens = matrix(l, 4 * c, 0, false),
+                back = vector((int64_t)c * f * h * w);
+    ipvg_tensor latent = ipvg_tensor_of(flat.data, IPVG_F32, c, f, h, w),
+                out = ipvg_tensor_of(back.data, IPVG_F32, c, f, h, w);
     int wrong = 0;
     RUN(ipvg_patchify(&ex, &tokens, &latent));
     for (int t = 0; t < l; t++)
@@ -279,7 +285,8 @@ static void test_gather(int rows, int d, int l)
         if (memcmp((float *)y.data + r * y.ld, (float *)tab.data + id[r] * (int64_t)d, (size_t)d * sizeof(float)))
             failures++, printf("FAIL gather_rows: row %d\n", r);
     id[l - 1] = pick(0, 1) ? rows : -1;
-    if (ipvg_gather_rows(&ex, &y, &h, &ids) != IPVG_E_ARGUMENT) failures++, puts("FAIL gather_rows: id outside the table");
+    if (ipvg_gather_rows(&ex, &y, &h, &ids) != IPVG_E_ARGUMENT)
+        failures++, puts("FAIL gather_rows: id outside the table");
     free(tab.data), free(y.data), free(h.data), free(id);
 }
 
@@ -295,15 +302,19 @@ static void test_halves(void)
                     back = ipvg_tensor_of(&again, IPVG_F16, 1);
         ipvg_cast(&ex, &wide, &half);
         ipvg_cast(&ex, &back, &wide);
-        bool ok = e < 31 ? f == (float)want && again == bits : m ? isnan(f) : isinf(f) && (f < 0) == (h >> 15) && again == bits;
+        bool ok = e < 31 ? f == (float)want && again == bits
+                  : m    ? isnan(f)
+                         : isinf(f) && (f < 0) == (h >> 15) && again == bits;
         if (!ok) failures++, printf("FAIL float16 %04x -> %g -> %04x\n", h, f, again);
     }
-    const float tie[] = {1.f + 0x1p-11f, 1.f + 3 * 0x1p-11f, 65519.f, 65520.f, 0x1p-25f, 0x1.8p-25f, 1.f + 0x1p-8f, 1.f + 3 * 0x1p-8f};
+    const float tie[] = {1.f + 0x1p-11f, 1.f + 3 * 0x1p-11f, 65519.f,       65520.f,
+                         0x1p-25f,       0x1.8p-25f,         1.f + 0x1p-8f, 1.f + 3 * 0x1p-8f};
     const uint16_t f16[] = {0x3c00, 0x3c02, 0x7bff, 0x7c00, 0x0000, 0x0001}, bf16[] = {0x3f80, 0x3f82};
     for (int i = 0; i < 8; i++) {
         float f = tie[i];
         uint16_t out;
-        ipvg_tensor wide = ipvg_tensor_of(&f, IPVG_F32, 1), half = ipvg_tensor_of(&out, i < 6 ? IPVG_F16 : IPVG_BF16, 1);
+        ipvg_tensor wide = ipvg_tensor_of(&f, IPVG_F32, 1),
+                    half = ipvg_tensor_of(&out, i < 6 ? IPVG_F16 : IPVG_BF16, 1);
         ipvg_cast(&ex, &half, &wide);
         if (out != (i < 6 ? f16[i] : bf16[i - 6])) failures++, printf("FAIL rounding of %a: %04x\n", f, out);
     }
@@ -313,8 +324,10 @@ static void test_refusals(void)
 {
     ipvg_tensor x = matrix(3, 4, 0, true), y = matrix(3, 5, 0, true), w = matrix(5, 4, 0, true), odd = w;
     odd.dtype = IPVG_F64;
-    if (ipvg_linear(&ex, &x, &x, &w, NULL, IPVG_ACT_NONE) != IPVG_E_ARGUMENT) failures++, puts("FAIL linear: shape of y");
-    if (ipvg_linear(&ex, &y, &x, &odd, NULL, IPVG_ACT_NONE) != IPVG_E_TYPE) failures++, puts("FAIL linear: float64 weight");
+    if (ipvg_linear(&ex, &x, &x, &w, NULL, IPVG_ACT_NONE) != IPVG_E_ARGUMENT)
+        failures++, puts("FAIL linear: shape of y");
+    if (ipvg_linear(&ex, &y, &x, &odd, NULL, IPVG_ACT_NONE) != IPVG_E_TYPE)
+        failures++, puts("FAIL linear: float64 weight");
     if (ipvg_attention(&ex, &x, &x, &x, &x, 3, 1.f, NULL) != IPVG_E_ARGUMENT) failures++, puts("FAIL attention: heads");
     free(x.data), free(y.data), free(w.data);
 }
@@ -353,7 +366,8 @@ int main(int argc, char **argv)
         setenv("IPVG_ISA", isa[i], 1);
         all(rounds);
     }
-    for (int i = 0; table[i].name; i++) printf("%-28s worst %.2e  bound %.0e\n", table[i].name, table[i].worst, table[i].bound);
+    for (int i = 0; table[i].name; i++)
+        printf("%-28s worst %.2e  bound %.0e\n", table[i].name, table[i].worst, table[i].bound);
     printf(failures ? "%d failures\n" : "ok\n", failures);
     return failures != 0;
 }

@@ -1,6 +1,6 @@
 /* linear: y = act(x w^T + b). */
-#include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
 
 #include "cpu.h"
 

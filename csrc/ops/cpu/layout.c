@@ -17,8 +17,8 @@ ipvg_status ipvg_cpu_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tenso
     if (ipvg_planning(ex)) goto done;
     for (int64_t r = 0; r < rows; r++)
         if (id[r] < 0 || id[r] >= table->shape[0])
-            return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "id %d at position %lld is outside the table of %lld rows", id[r],
-                             (long long)r, (long long)table->shape[0]);
+            return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "id %d at position %lld is outside the table of %lld rows",
+                             id[r], (long long)r, (long long)table->shape[0]);
     for (int64_t r = 0; r < rows; r++)
         loops->widen((float *)y->data + r * y->ld, (const char *)table->data + (size_t)id[r] * stride, table->dtype, d);
 done:
@@ -36,8 +36,8 @@ static void patches(const ipvg_tensor *tokens, const ipvg_tensor *latent, int64_
         for (int64_t y = 0; y < h; y++)
             for (int64_t c = 0; c < channels; c++) {
                 float *pixel = (float *)latent->data + ((c * frames + f) * h + y) * w;
-                float *token = (float *)tokens->data + (f * (h / 2) + y / 2) * (w / 2) * tokens->ld + c * per_c +
-                               (y % 2) * per_i;
+                float *token =
+                    (float *)tokens->data + (f * (h / 2) + y / 2) * (w / 2) * tokens->ld + c * per_c + (y % 2) * per_i;
                 for (int64_t x = 0; x < w; x++, pixel++) {
                     float *t = token + (x / 2) * tokens->ld + (x % 2) * per_j;
                     if (to_tokens)

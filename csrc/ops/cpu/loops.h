@@ -14,7 +14,8 @@ typedef struct ipvg_loops {
     void (*layer_norm)(float *y, const float *x, const float *mul, const float *add, float plus, float eps,
                        int64_t d); /* y = LN(x) * (plus + mul) + add */
     void (*rms_norm)(float *y, const float *x, const float *w, float eps, int64_t d);
-    void (*rms_norm_rope)(float *y, const float *x, const float *w, const float *rope, float eps, int64_t d, int64_t head);
+    void (*rms_norm_rope)(float *y, const float *x, const float *w, const float *rope, float eps, int64_t d,
+                          int64_t head);
     void (*gate_add)(float *x, const float *y, const float *gate, int64_t d); /* gate NULL: 1 */
     void (*bias_act)(float *y, const float *bias, ipvg_act act, int64_t d);   /* y = act(y + bias); bias may be NULL */
 

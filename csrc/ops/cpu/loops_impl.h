@@ -73,7 +73,8 @@ static void rms_norm(float *y, const float *x, const float *w, float eps, int64_
         vstore_n(y + i, vload_n(x + i, d - i) * vset(inv) * vload_n(w + i, d - i), d - i);
 }
 
-static void rms_norm_rope(float *y, const float *x, const float *w, const float *rope, float eps, int64_t d, int64_t head)
+static void rms_norm_rope(float *y, const float *x, const float *w, const float *rope, float eps, int64_t d,
+                          int64_t head)
 {
     float inv = rms_inverse(x, eps, d);
     for (int64_t h = 0; h < d; h += head)
@@ -167,7 +168,7 @@ static uint16_t to_f16(float v)
     memcpy(&bits, &v, 4);
     sign = bits >> 16 & 0x8000;
     bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00); /* NaN */
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);  /* NaN */
     if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to 65536 or more: infinity */
     if (bits < 0x38800000) { /* subnormal: adding 0.5 leaves the rounded mantissa in the low bits */
         float a;

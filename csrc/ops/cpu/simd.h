@@ -9,7 +9,7 @@ typedef __m512 vf;
 #define vload(p) _mm512_loadu_ps(p)
 #define vstore(p, v) _mm512_storeu_ps(p, v)
 #define vset(x) _mm512_set1_ps(x)
-#define vfma(a, b, c) _mm512_fmadd_ps(a, b, c)  /* a b + c */
+#define vfma(a, b, c) _mm512_fmadd_ps(a, b, c)   /* a b + c */
 #define vnfma(a, b, c) _mm512_fnmadd_ps(a, b, c) /* c - a b */
 #define vmax(a, b) _mm512_max_ps(a, b)           /* b if either is NaN */
 #define vmin(a, b) _mm512_min_ps(a, b)
@@ -20,7 +20,7 @@ typedef __m512 vf;
 #define vsum(v) _mm512_reduce_add_ps(v)
 #define vhighest(v) _mm512_reduce_max_ps(v)
 /* Turns pairs (a, b) by (cos, sin): (a cos - b sin, b cos + a sin). */
-#define vturn(v, cs)                                          \
+#define vturn(v, cs) \
     _mm512_fmaddsub_ps(v, _mm512_moveldup_ps(cs), _mm512_mul_ps(_mm512_permute_ps(v, 0xB1), _mm512_movehdup_ps(cs)))
 #elif ISA_LEVEL == 3
 #define VL 8
@@ -47,7 +47,7 @@ static inline float vhighest(vf v)
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
-#define vturn(v, cs)                                          \
+#define vturn(v, cs) \
     _mm256_fmaddsub_ps(v, _mm256_moveldup_ps(cs), _mm256_mul_ps(_mm256_permute_ps(v, 0xB1), _mm256_movehdup_ps(cs)))
 #else
 #define VL 4

@@ -1,0 +1,183 @@
+#include <stdio.h>
+
+#include "dit_internal.h"
+
+#define FFN_ROWS 2048 /* tokens that pass the FFN together: bounds its inner (rows, ffn) buffer for long videos */
+
+/* ==== weights ==== */
+
+ipvg_status ipvg_dit_linear_take(ipvg_context *ctx, ipvg_dit_linear *linear, ipvg_weights *weights,
+                                 const int64_t *shape, int ndim, const char *prefix)
+{
+    int64_t in = 1;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &linear->w, shape, ndim, "%s.weight", prefix));
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &linear->b, shape, 1, "%s.bias", prefix));
+    for (int i = 1; i < ndim; i++) in *= shape[i];
+    linear->w = ipvg_tensor_of(linear->w.data, linear->w.dtype, shape[0], in);
+done:
+    return status;
+}
+
+static ipvg_status take_attention(ipvg_context *ctx, ipvg_dit_attention *a, ipvg_weights *weights, int64_t dim,
+                                  const char *prefix, const char *which)
+{
+    const int64_t square[] = {dim, dim};
+    ipvg_dit_linear *const linears[] = {&a->q, &a->k, &a->v, &a->o};
+    char name[96];
+    ipvg_status status;
+
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "%s.%s.%c", prefix, which, "qkvo"[i]);
+        IPVG_TRY(ipvg_dit_linear_take(ctx, linears[i], weights, square, 2, name));
+    }
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &a->norm_q, square, 1, "%s.%s.norm_q.weight", prefix, which));
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &a->norm_k, square, 1, "%s.%s.norm_k.weight", prefix, which));
+done:
+    return status;
+}
+
+ipvg_status ipvg_dit_block_take(ipvg_context *ctx, ipvg_dit_block *block, ipvg_weights *weights,
+                                const ipvg_dit_config *config, const char *prefix)
+{
+    const int64_t dim = config->dim, six[] = {1, 6, dim}, up[] = {config->ffn_dim, dim},
+                  down[] = {dim, config->ffn_dim};
+    char name[64];
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &block->modulation, six, 3, "%s.modulation", prefix));
+    block->modulation = ipvg_tensor_of(block->modulation.data, block->modulation.dtype, 6, dim);
+    IPVG_TRY(take_attention(ctx, &block->self, weights, dim, prefix, "self_attn"));
+    IPVG_TRY(take_attention(ctx, &block->cross, weights, dim, prefix, "cross_attn"));
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &block->norm3_w, &dim, 1, "%s.norm3.weight", prefix));
+    IPVG_TRY(ipvg_weights_take(ctx, weights, &block->norm3_b, &dim, 1, "%s.norm3.bias", prefix));
+    snprintf(name, sizeof name, "%s.ffn.0", prefix);
+    IPVG_TRY(ipvg_dit_linear_take(ctx, &block->up, weights, up, 2, name));
+    snprintf(name, sizeof name, "%s.ffn.2", prefix);
+    IPVG_TRY(ipvg_dit_linear_take(ctx, &block->down, weights, down, 2, name));
+done:
+    return status;
+}
+
+/* ==== forward ==== */
+
+ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *modulation, const ipvg_tensor *e)
+{
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, out, IPVG_F32, 2, modulation->shape));
+    IPVG_TRY(ipvg_cast(ex, out, modulation));
+    for (int64_t r = 0; r < out->shape[0]; r++) {
+        ipvg_tensor row = ipvg_tensor_slice(out, r, 1), add = ipvg_tensor_slice(e, e->shape[0] == 1 ? 0 : r, 1);
+        IPVG_TRY(ipvg_combine(ex, &row, 2, (const ipvg_tensor *[]){&row, &add}, (const float[]){1.f, 1.f}));
+    }
+done:
+    return status;
+}
+
+/* Row r of a modulation as a vector (D). */
+static ipvg_tensor part(const ipvg_tensor *mod, int64_t r)
+{
+    ipvg_tensor row = ipvg_tensor_slice(mod, r, 1);
+    return ipvg_tensor_of(row.data, IPVG_F32, mod->shape[1]);
+}
+
+/* x += gate * self_attention(h), h the modulated norm of x. h and q (L, D) are scratch. */
+static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *mod,
+                                  const ipvg_tensor *rope, const ipvg_dit_block *b, const ipvg_dit_config *c)
+{
+    const ipvg_dit_attention *a = &b->self;
+    const ipvg_tensor shift = part(mod, 0), scale = part(mod, 1), gate = part(mod, 2);
+    float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor k, v;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, IPVG_F32, 2, x->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, IPVG_F32, 2, x->shape));
+    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, c->eps));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn_in", b->kind, b->index));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_dit_linear_run(ex, &k, h, &a->k, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_dit_linear_run(ex, &v, h, &a->v, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_rms_norm_rope(ex, q, q, &a->norm_q, rope, c->heads, c->eps));
+    IPVG_TRY(ipvg_rms_norm_rope(ex, &k, &k, &a->norm_k, rope, c->heads, c->eps));
+    IPVG_TRY(ipvg_see(ex, q, "%s%d_q", b->kind, b->index));
+    IPVG_TRY(ipvg_see(ex, &k, "%s%d_k", b->kind, b->index));
+    IPVG_TRY(ipvg_attention(ex, h, q, &k, &v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn", b->kind, b->index));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_see(ex, q, "%s%d_attn_out", b->kind, b->index));
+    IPVG_TRY(ipvg_gate_residual(ex, x, q, &gate));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+/* x += cross_attention(norm3(x)): no modulation, no gate. The text's keys are normed and ready. */
+static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *k,
+                                   const ipvg_tensor *v, const ipvg_dit_block *b, const ipvg_dit_config *c)
+{
+    const ipvg_dit_attention *a = &b->cross;
+    float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_layer_norm(ex, h, x, &b->norm3_w, &b->norm3_b, c->eps));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_cross_in", b->kind, b->index));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
+    IPVG_TRY(ipvg_attention(ex, h, q, k, v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_see(ex, q, "%s%d_cross_out", b->kind, b->index));
+    IPVG_TRY(ipvg_gate_residual(ex, x, q, NULL));
+done:
+    return status;
+}
+
+/* x += gate * ffn(h), h the modulated norm of x. */
+static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *y, const ipvg_tensor *mod,
+                                const ipvg_dit_block *b, const ipvg_dit_config *c)
+{
+    const ipvg_tensor shift = part(mod, 3), scale = part(mod, 4), gate = part(mod, 5);
+    const int64_t tokens = x->shape[0], shape[] = {tokens < FFN_ROWS ? tokens : FFN_ROWS, c->ffn_dim};
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor inner;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &inner, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, c->eps));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_ffn_in", b->kind, b->index));
+    for (int64_t first = 0; first < tokens; first += FFN_ROWS) {
+        int64_t count = tokens - first < FFN_ROWS ? tokens - first : FFN_ROWS;
+        ipvg_tensor in = ipvg_tensor_slice(h, first, count), out = ipvg_tensor_slice(y, first, count);
+        ipvg_tensor mid = ipvg_tensor_slice(&inner, 0, count);
+        IPVG_TRY(ipvg_dit_linear_run(ex, &mid, &in, &b->up, IPVG_ACT_GELU_TANH));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &out, &mid, &b->down, IPVG_ACT_NONE));
+    }
+    IPVG_TRY(ipvg_see(ex, y, "%s%d_ffn_out", b->kind, b->index));
+    IPVG_TRY(ipvg_gate_residual(ex, x, y, &gate));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block, const ipvg_tensor *e0,
+                                   const ipvg_tensor *rope, const ipvg_tensor *k, const ipvg_tensor *v,
+                                   const ipvg_dit_config *config)
+{
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor mod, h, q;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_check_cancel(ex->ctx));
+    IPVG_TRY(ipvg_dit_modulation(ex, &mod, &block->modulation, e0));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, IPVG_F32, 2, x->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, IPVG_F32, 2, x->shape));
+    IPVG_TRY(self_attention(ex, x, &h, &q, &mod, rope, block, config));
+    IPVG_TRY(cross_attention(ex, x, &h, &q, k, v, block, config));
+    IPVG_TRY(feed_forward(ex, x, &h, &q, &mod, block, config));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}

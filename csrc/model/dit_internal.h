@@ -1,0 +1,84 @@
+/* Inside the DiT: what dit.c, dit_block.c and dit_inputs.c share. */
+#ifndef IPVG_MODEL_DIT_INTERNAL_H
+#define IPVG_MODEL_DIT_INTERNAL_H
+
+#include "dit.h"
+
+/* ---- weights; D = dim ---- */
+
+typedef struct ipvg_dit_linear {
+    ipvg_tensor w, b; /* (out, in), (out) */
+} ipvg_dit_linear;
+
+typedef struct ipvg_dit_attention {
+    ipvg_dit_linear q, k, v, o; /* (D, D) */
+    ipvg_tensor norm_q, norm_k; /* (D) */
+} ipvg_dit_attention;
+
+typedef struct ipvg_dit_block {
+    const char *kind; /* "block" or "vace", and its index: how the trace names it */
+    int index;
+    ipvg_tensor modulation; /* (6, D): shift, scale, gate of self-attention, then of the FFN */
+    ipvg_dit_attention self, cross;
+    ipvg_tensor norm3_w, norm3_b;  /* (D) */
+    ipvg_dit_linear up, down;      /* (ffn, D), (D, ffn) */
+    ipvg_dit_linear before, after; /* (D, D), VACE blocks only; `before` in the first alone */
+} ipvg_dit_block;
+
+struct ipvg_dit {
+    ipvg_dit_config config;
+    bool hollow;                                       /* the weights are shapes only: it can plan, not run */
+    ipvg_dit_linear patch, vace_patch;                 /* (D, in_dim * 4), (D, vace_in_dim * 4) */
+    ipvg_dit_linear text[2], time[2], time_projection; /* (D, text_dim), (D, D); (D, freq_dim), (D, D); (6 D, D) */
+    ipvg_dit_linear head;                              /* (4 * out_dim, D) */
+    ipvg_tensor head_modulation;                       /* (2, D): shift, scale */
+    ipvg_dit_block blocks[];                           /* layers main ones, then n_vace VACE ones */
+};
+
+/* ---- prepared inputs ---- */
+
+struct ipvg_dit_text {
+    const ipvg_dit *dit;
+    ipvg_tensor kv; /* (layers + n_vace, 2, text_len, D): cross-attention keys and values of each block */
+};
+
+struct ipvg_dit_context {
+    const ipvg_dit *dit;
+    int frames, height, width; /* of the latent */
+    ipvg_tensor tokens;        /* (L, D); no data without VACE layers */
+    ipvg_tensor rope;          /* (L, d/2, 2): cosine and sine of each complex pair's angle */
+    void *buffer;              /* holds both */
+};
+
+/* ---- dit_block.c ---- */
+
+/* Takes a block's weights by the names under `prefix` ("blocks.3"). */
+ipvg_status ipvg_dit_block_take(ipvg_context *ctx, ipvg_dit_block *block, ipvg_weights *weights,
+                                const ipvg_dit_config *config, const char *prefix);
+
+/* x (L, D) becomes block(x). e0 (6, D): time modulation; rope (L, d/2, 2); k, v (text_len, D): of the text. */
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block, const ipvg_tensor *e0,
+                                   const ipvg_tensor *rope, const ipvg_tensor *k, const ipvg_tensor *v,
+                                   const ipvg_dit_config *config);
+
+/* out (rows, D) float32 in the arena = modulation (rows, D), any dtype, + e: (rows, D), or (1, D) added to every row. */
+ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *modulation, const ipvg_tensor *e);
+
+/* Takes "<prefix>.weight" of that shape (seen as (out, in)) and "<prefix>.bias". */
+ipvg_status ipvg_dit_linear_take(ipvg_context *ctx, ipvg_dit_linear *linear, ipvg_weights *weights,
+                                 const int64_t *shape, int ndim, const char *prefix);
+
+static inline ipvg_status ipvg_dit_linear_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
+                                              const ipvg_dit_linear *linear, ipvg_act act)
+{
+    return ipvg_linear(ex, y, x, &linear->w, &linear->b, act);
+}
+
+/* ---- dit_inputs.c ---- */
+
+/* The keys (what = 0) or values (1) of block i. */
+ipvg_tensor ipvg_dit_text_part(const ipvg_dit_text *text, int block, int what);
+/* e (1, D) and e0 (6, D), in the arena, of a timestep. */
+ipvg_status ipvg_dit_time(ipvg_exec *ex, ipvg_tensor *e, ipvg_tensor *e0, double t, const ipvg_dit *dit);
+
+#endif
