@@ -16,6 +16,10 @@ def pytest_report_header():
     return f"tests/peers left out: no {', '.join(MISSING)}; `make test-peers` gets them" if MISSING else None
 
 
+def pytest_itemcollected(item):
+    item.add_marker(pytest.mark.filterwarnings("ignore"))  # of the peers' own code; ours are errors elsewhere
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """The same weights as two checkpoints: {"official": folder, "diffusers": folder}."""
