@@ -10,7 +10,8 @@ PyObject *ipvg_py_borrow(PyObject *base, const ipvg_tensor *t)
     static const int types[IPVG_DTYPES] = {[IPVG_F32] = NPY_FLOAT32, [IPVG_F64] = NPY_FLOAT64, [IPVG_I64] = NPY_INT64};
     npy_intp dims[IPVG_MAX_DIMS];
     for (int i = 0; i < t->ndim; i++) dims[i] = (npy_intp)t->shape[i];
-    PyObject *a = PyArray_New(&PyArray_Type, t->ndim, dims, types[t->dtype], NULL, t->data, 0, NPY_ARRAY_CARRAY_RO, NULL);
+    PyObject *a =
+        PyArray_New(&PyArray_Type, t->ndim, dims, types[t->dtype], NULL, t->data, 0, NPY_ARRAY_CARRAY_RO, NULL);
     if (!a) return NULL;
     Py_INCREF(base);
     if (PyArray_SetBaseObject((PyArrayObject *)a, base) < 0) Py_CLEAR(a); /* takes base, on failure too */
@@ -37,7 +38,8 @@ static PyObject *schedule_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sid|s:Schedule", keys, &solver, &config.steps, &config.shift,
                                      &convention))
         return NULL;
-    int s = choice("solver", solver, solvers, 3), c = s < 0 ? -1 : choice("sigma convention", convention, conventions, 2);
+    int s = choice("solver", solver, solvers, 3),
+        c = s < 0 ? -1 : choice("sigma convention", convention, conventions, 2);
     if (c < 0) return NULL;
     config.solver = (ipvg_solver)s;
     config.convention = (ipvg_sigma_convention)c;
@@ -62,8 +64,8 @@ static void schedule_dealloc(PyObject *obj)
 static PyObject *schedule_sigmas(PyObject *obj, void *f64)
 {
     const ipvg_schedule *s = ((ipvg_py_schedule *)obj)->schedule;
-    ipvg_tensor t = f64 ? ipvg_tensor_of(s->sigmas_f64, IPVG_F64, s->steps + 1)
-                        : ipvg_tensor_of(s->sigmas, IPVG_F32, s->steps + 1);
+    ipvg_tensor t =
+        f64 ? ipvg_tensor_of(s->sigmas_f64, IPVG_F64, s->steps + 1) : ipvg_tensor_of(s->sigmas, IPVG_F32, s->steps + 1);
     return ipvg_py_borrow(obj, &t);
 }
 
@@ -85,8 +87,9 @@ static PyGetSetDef schedule_getset[] = {
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot schedule_slots[] = {
-    {Py_tp_doc, "Schedule(solver, steps, shift, convention='official')\n\nThe sigmas of a run and the weights of its "
-                "solver. solver: 'unipc', 'dpmpp' or 'euler'; convention: 'official' or 'diffusers'."},
+    {Py_tp_doc,
+     "Schedule(solver, steps, shift, convention='official')\n\nThe sigmas of a run and the weights of its "
+     "solver. solver: 'unipc', 'dpmpp' or 'euler'; convention: 'official' or 'diffusers'."},
     {Py_tp_new, schedule_new},
     {Py_tp_dealloc, schedule_dealloc},
     {Py_tp_getset, schedule_getset},
@@ -130,7 +133,8 @@ static PyObject *solver_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     ipvg_py_run run;
     ipvg_py_enter(self->dev, &run);
     const ipvg_memory *m = &self->dev->be->memory;
-    ipvg_status status = m->alloc(m, &self->dev->ctx, &self->memory, ipvg_schedule_state_bytes(ipvg_tensor_count(&from)));
+    ipvg_status status =
+        m->alloc(m, &self->dev->ctx, &self->memory, ipvg_schedule_state_bytes(ipvg_tensor_count(&from)));
     if (status == IPVG_OK) {
         self->state = ipvg_schedule_state_at(self->memory, from.ndim, from.shape);
         status = self->dev->be->copy_in(&self->dev->ex, &self->state.x, from.data);
@@ -193,7 +197,8 @@ static PyObject *solver_index(PyObject *obj, void *unused)
 }
 
 static PyMethodDef solver_methods[] = {
-    {"step", solver_step, METH_O, "step(velocity) -> array\n\nOne step; returns x, a view that the next step overwrites."},
+    {"step", solver_step, METH_O,
+     "step(velocity) -> array\n\nOne step; returns x, a view that the next step overwrites."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef solver_getset[] = {
@@ -224,10 +229,8 @@ static PyObject *normals(PyObject *module, PyObject *args)
     if (count < 0) return PyErr_Format(PyExc_ValueError, "count: expected 0 or more, got %zd", count);
     PyArrayObject *a = ipvg_py_new(1, (int64_t[]){count});
     if (!a) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    ipvg_normals(PyArray_DATA(a), seed, stream, first, count);
-    Py_END_ALLOW_THREADS
-    return (PyObject *)a;
+    Py_BEGIN_ALLOW_THREADS ipvg_normals(PyArray_DATA(a), seed, stream, first, count);
+    Py_END_ALLOW_THREADS return (PyObject *)a;
 }
 
 static PyObject *philox(PyObject *module, PyObject *args)
@@ -257,7 +260,8 @@ static PyMethodDef functions[] = {
 int ipvg_py_add_schedule(PyObject *module)
 {
     ipvg_py_schedule_type = (PyTypeObject *)PyType_FromSpec(&schedule_spec);
-    if (!ipvg_py_schedule_type || PyModule_AddObjectRef(module, "Schedule", (PyObject *)ipvg_py_schedule_type)) return -1;
+    if (!ipvg_py_schedule_type || PyModule_AddObjectRef(module, "Schedule", (PyObject *)ipvg_py_schedule_type))
+        return -1;
     PyObject *solver = PyType_FromSpec(&solver_spec);
     int failed = !solver || PyModule_AddObjectRef(module, "Solver", solver);
     Py_XDECREF(solver);

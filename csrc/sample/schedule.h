@@ -58,8 +58,8 @@ typedef struct ipvg_schedule_step {
 typedef struct ipvg_schedule {
     ipvg_schedule_config config;
     int steps;
-    double *sigmas_f64; /* (steps + 1), the last one 0: before rounding */
-    float *sigmas;      /* (steps + 1): what the solver computes with */
+    double *sigmas_f64;       /* (steps + 1), the last one 0: before rounding */
+    float *sigmas;            /* (steps + 1): what the solver computes with */
     ipvg_schedule_step *step; /* (steps) */
 } ipvg_schedule;
 
@@ -68,10 +68,10 @@ void ipvg_schedule_free(ipvg_schedule **schedule);
 
 /* Where a run stands: plain data. A copy of the memory and of `step` is a fork or a snapshot. */
 typedef struct ipvg_schedule_state {
-    int step;          /* steps done, and the index of the next one */
-    ipvg_tensor x;     /* float32, the sample that the model sees next */
+    int step;           /* steps done, and the index of the next one */
+    ipvg_tensor x;      /* float32, the sample that the model sees next */
     ipvg_tensor anchor; /* the corrected sample that the last step started from; undefined before the first */
-    ipvg_tensor x0[3]; /* the x0 of step k lies in x0[k % 3] */
+    ipvg_tensor x0[3];  /* the x0 of step k lies in x0[k % 3] */
 } ipvg_schedule_state;
 
 /* Bytes of memory for samples of `count` elements, and a state at step 0 laid out in it; x is still to be filled. */
