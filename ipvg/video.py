@@ -29,9 +29,9 @@ def _media():
         from ._core import UnsupportedError
 
         raise UnsupportedError(
-            f"pictures and video need FFmpeg's libraries, and ipvg._media cannot be loaded ({error}). On Debian or Ubuntu: "
-            "apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, "
-            "then install ipvg again from its source. NumPy arrays work without."
+            f"pictures and video need FFmpeg's libraries, and ipvg._media cannot be loaded ({error}). On Debian and "
+            "Ubuntu: apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, then "
+            "install ipvg again from its source. NumPy arrays work without."
         ) from error
     return module
 
@@ -51,8 +51,8 @@ def read_image(source, *, alpha: str = "drop") -> np.ndarray:
     source: a path, a file's bytes, or an array (also a PIL image): uint8 (H, W, 3) or, with alpha, (H, W, 4).
         PNG, JPEG, WebP, BMP, TIFF and whatever else FFmpeg decodes; the content decides, not the name. EXIF's
         orientation is applied.
-    alpha: "drop" keeps the colour stored under transparent pixels (as PIL's convert("RGB"), and with it the official code,
-        does); "white" blends onto white, the colour of the canvas that references are fitted on.
+    alpha: "drop" keeps the colour stored under transparent pixels, as PIL's convert("RGB") and with it the official
+        code does; "white" blends onto white, the colour of the canvas that references are fitted on.
 
     Raises OSError (the file cannot be read), ipvg.FormatError (not a picture, damaged or cut short; a video),
     TypeError and ValueError (a wrong array), ipvg.UnsupportedError (no FFmpeg, or no decoder in it).
@@ -125,7 +125,8 @@ class Video:
     """Frames and their rate; shows itself in a notebook.
 
     frames: uint8 (F, H, W, 3), RGB, taken as it is when contiguous. fps: frames a second.
-    ``len(video)``, ``video[3]`` (a frame), ``video[10:20]`` (a Video), ``for frame in video`` and ``np.asarray(video)`` work.
+    ``len(video)``, ``video[3]`` (a frame), ``video[10:20]`` (a Video), ``for frame in video`` and ``np.asarray(video)``
+    work.
 
     Raises TypeError (not uint8) and ValueError (shape, no frames, rate).
     """

@@ -39,10 +39,7 @@ static void on_log(void *object, int level, const char *fmt, va_list args)
     ear.level = level;
 }
 
-static void install(void)
-{
-    av_log_set_callback(on_log);
-}
+static void install(void) { av_log_set_callback(on_log); }
 
 void ipvg_ff_listen(char *line)
 {
@@ -55,24 +52,19 @@ void ipvg_ff_listen(char *line)
 static ipvg_status status_of(int averror)
 {
     switch (averror) {
-        case AVERROR(ENOMEM):
-            return IPVG_E_MEMORY;
-        case AVERROR_INVALIDDATA:
-        case AVERROR_EOF:
-            return IPVG_E_FORMAT;
-        case AVERROR_DECODER_NOT_FOUND:
-        case AVERROR_ENCODER_NOT_FOUND:
-        case AVERROR_PATCHWELCOME:
-        case AVERROR(ENOSYS):
-            return IPVG_E_UNSUPPORTED;
-        case AVERROR_EXTERNAL:
-        case AVERROR_UNKNOWN:
-        case AVERROR_BUG:
-        case AVERROR_BUG2:
-        case AVERROR(EINVAL):
-            return IPVG_E_BACKEND;
-        default:
-            return averror > -4096 ? IPVG_E_IO : IPVG_E_FORMAT; /* a small number is an errno */
+    case AVERROR(ENOMEM): return IPVG_E_MEMORY;
+    case AVERROR_INVALIDDATA:
+    case AVERROR_EOF: return IPVG_E_FORMAT;
+    case AVERROR_DECODER_NOT_FOUND:
+    case AVERROR_ENCODER_NOT_FOUND:
+    case AVERROR_PATCHWELCOME:
+    case AVERROR(ENOSYS): return IPVG_E_UNSUPPORTED;
+    case AVERROR_EXTERNAL:
+    case AVERROR_UNKNOWN:
+    case AVERROR_BUG:
+    case AVERROR_BUG2:
+    case AVERROR(EINVAL): return IPVG_E_BACKEND;
+    default: return averror > -4096 ? IPVG_E_IO : IPVG_E_FORMAT; /* a small number is an errno */
     }
 }
 

@@ -45,7 +45,8 @@ ipvg_status ipvg_image_read(ipvg_context *ctx, ipvg_image *out, const char *path
     ipvg_upright_size(frame, orientation, &out->height, &out->width);
     out->rgb = malloc((size_t)out->height * (size_t)out->width * 3);
     if (!out->rgb) {
-        status = ipvg_fail(ctx, IPVG_E_MEMORY, "%s: no memory for %d x %d pixels", source.name, out->width, out->height);
+        status =
+            ipvg_fail(ctx, IPVG_E_MEMORY, "%s: no memory for %d x %d pixels", source.name, out->width, out->height);
         goto done;
     }
     IPVG_TRY(ipvg_to_rgb_convert(ctx, &convert, out->rgb, frame, orientation, alpha, true));

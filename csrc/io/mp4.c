@@ -42,12 +42,13 @@ static ipvg_status check(ipvg_context *ctx, const char *path, const ipvg_mp4_con
                          "%d x %d",
                          path, c->width, c->height, c->width & ~1, c->height & ~1);
     if (c->fps_num <= 0 || c->fps_den <= 0 || c->fps_num / c->fps_den > 1000)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: %d/%d frames a second cannot be written", path, c->fps_num, c->fps_den);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: %d/%d frames a second cannot be written", path, c->fps_num,
+                         c->fps_den);
     if (c->crf < 1 || c->crf > 51)
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: crf is %d, expected 1 (best) to 51", path, c->crf);
     if (!known_preset(c->preset))
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: preset '%s' is not one of x264's: ultrafast ... medium ... placebo", path,
-                         c->preset);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: preset '%s' is not one of x264's: ultrafast ... medium ... placebo",
+                         path, c->preset);
     return IPVG_OK;
 }
 
@@ -179,7 +180,8 @@ ipvg_status ipvg_mp4_write(ipvg_context *ctx, ipvg_mp4 *m, const uint8_t *rgb)
         m->frame->pts = m->frames++;
         err = encode(m, m->frame);
     }
-    if (err < 0) status = ipvg_ff_fail(ctx, err, "%s: frame %lld cannot be written", m->out.path, (long long)m->frames - 1);
+    if (err < 0)
+        status = ipvg_ff_fail(ctx, err, "%s: frame %lld cannot be written", m->out.path, (long long)m->frames - 1);
     ipvg_ff_listen(NULL);
     return status;
 }
@@ -193,8 +195,8 @@ ipvg_status ipvg_mp4_finish(ipvg_context *ctx, ipvg_mp4 *m)
     if (err >= 0) err = av_write_trailer(m->format);
     int closed = avio_closep(&m->format->pb);
     if (err >= 0) err = closed;
-    ipvg_status status = err < 0 ? ipvg_ff_fail(ctx, err, "%s: cannot be written", m->out.path)
-                                 : ipvg_output_commit(ctx, &m->out);
+    ipvg_status status =
+        err < 0 ? ipvg_ff_fail(ctx, err, "%s: cannot be written", m->out.path) : ipvg_output_commit(ctx, &m->out);
     ipvg_ff_listen(NULL);
     return status;
 }

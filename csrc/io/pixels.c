@@ -49,12 +49,12 @@ static int open_sws(struct SwsContext **out, int height, int width, int from, in
 static int modern_format(int format, int *full)
 {
     switch (format) {
-        case AV_PIX_FMT_YUVJ420P: *full = 1; return AV_PIX_FMT_YUV420P;
-        case AV_PIX_FMT_YUVJ422P: *full = 1; return AV_PIX_FMT_YUV422P;
-        case AV_PIX_FMT_YUVJ444P: *full = 1; return AV_PIX_FMT_YUV444P;
-        case AV_PIX_FMT_YUVJ440P: *full = 1; return AV_PIX_FMT_YUV440P;
-        case AV_PIX_FMT_YUVJ411P: *full = 1; return AV_PIX_FMT_YUV411P;
-        default: return format;
+    case AV_PIX_FMT_YUVJ420P: *full = 1; return AV_PIX_FMT_YUV420P;
+    case AV_PIX_FMT_YUVJ422P: *full = 1; return AV_PIX_FMT_YUV422P;
+    case AV_PIX_FMT_YUVJ444P: *full = 1; return AV_PIX_FMT_YUV444P;
+    case AV_PIX_FMT_YUVJ440P: *full = 1; return AV_PIX_FMT_YUV440P;
+    case AV_PIX_FMT_YUVJ411P: *full = 1; return AV_PIX_FMT_YUV411P;
+    default: return format;
     }
 }
 
@@ -72,25 +72,31 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *fram
         c->colorspace == (int)frame->colorspace && c->range == (int)frame->color_range && c->chroma == chroma)
         return IPVG_OK;
     ipvg_to_rgb_free(c);
-    *c = (ipvg_to_rgb){.width = frame->width, .height = frame->height, .format = frame->format,
-                       .colorspace = frame->colorspace, .range = frame->color_range, .chroma = chroma};
+    *c = (ipvg_to_rgb){.width = frame->width,
+                       .height = frame->height,
+                       .format = frame->format,
+                       .colorspace = frame->colorspace,
+                       .range = frame->color_range,
+                       .chroma = chroma};
     int full = frame->color_range == AVCOL_RANGE_JPEG;
     int from = modern_format(frame->format, &full);
     int to = has_alpha(from) ? AV_PIX_FMT_RGBA : AV_PIX_FMT_RGB24;
     /* Unspecified colours are taken as bt601 whatever the size: so do swscale and the readers built on it, and so were
      * the untagged videos of the reference implementation written. */
-    int err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1, "src",
-                       chroma);
+    int err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1,
+                       "src", chroma);
     if (err >= 0) {
         c->rgb = av_frame_alloc();
-        if (!c->rgb) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a frame of %d x %d", frame->width, frame->height);
+        if (!c->rgb)
+            return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a frame of %d x %d", frame->width, frame->height);
         c->rgb->format = to;
         c->rgb->width = frame->width;
         c->rgb->height = frame->height;
         err = av_frame_get_buffer(c->rgb, 0); /* padded rows: swscale's vector code writes past their end */
     }
     if (err < 0)
-        return ipvg_ff_fail(ctx, err, "pixel format '%s' cannot be turned into RGB", av_get_pix_fmt_name(frame->format));
+        return ipvg_ff_fail(ctx, err, "pixel format '%s' cannot be turned into RGB",
+                            av_get_pix_fmt_name(frame->format));
     return IPVG_OK;
 }
 

@@ -10,7 +10,7 @@
 
 #include "ffmpeg.h"
 
-#define MAX_PIXELS (1 << 28)   /* of one picture: 16384 x 16384 */
+#define MAX_PIXELS (1 << 28) /* of one picture: 16384 x 16384 */
 #define IO_BUFFER (64 * 1024)
 
 static int read_some(void *user, uint8_t *buf, int want)
@@ -72,8 +72,8 @@ static ipvg_status open_decoder(ipvg_context *ctx, ipvg_source *s)
 {
     int index = av_find_best_stream(s->format, AVMEDIA_TYPE_VIDEO, -1, -1, NULL, 0);
     if (index < 0 || (s->format->streams[index]->disposition & AV_DISPOSITION_ATTACHED_PIC))
-        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a file of type %s without pictures%s", s->name, s->format->iformat->name,
-                         s->format->nb_streams ? ", only sound or data" : "");
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a file of type %s without pictures%s", s->name,
+                         s->format->iformat->name, s->format->nb_streams ? ", only sound or data" : "");
     s->stream = s->format->streams[index];
     const AVCodec *decoder = avcodec_find_decoder(s->stream->codecpar->codec_id);
     if (!decoder)
@@ -129,7 +129,8 @@ static ipvg_status feed(ipvg_context *ctx, ipvg_source *s)
         err = s->packet->flags & AV_PKT_FLAG_CORRUPT ? AVERROR_INVALIDDATA : avcodec_send_packet(s->codec, s->packet);
         av_packet_unref(s->packet);
     }
-    if (err < 0) return ipvg_ff_fail(ctx, err, "%s: damaged or cut short after frame %lld", s->name, (long long)s->decoded);
+    if (err < 0)
+        return ipvg_ff_fail(ctx, err, "%s: damaged or cut short after frame %lld", s->name, (long long)s->decoded);
     return IPVG_OK;
 }
 

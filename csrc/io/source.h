@@ -13,7 +13,7 @@
 
 typedef struct ipvg_source {
     char *name; /* for error texts */
-    int fd;           /* -1: bytes in memory */
+    int fd;     /* -1: bytes in memory */
     const uint8_t *data;
     int64_t size, position;
     AVIOContext *io;

@@ -54,10 +54,7 @@ ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const ch
     return status;
 }
 
-const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *r)
-{
-    return &r->info;
-}
+const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *r) { return &r->info; }
 
 ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rgb, bool *more)
 {
@@ -70,9 +67,9 @@ ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rg
     if (status == IPVG_OK && !frame) status = ipvg_source_next(ctx, &r->source, &frame);
     if (status != IPVG_OK || !frame) goto done;
     if (frame->height != r->stored_height || frame->width != r->stored_width) {
-        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: frame %lld is %d x %d, the first is %d x %d", r->source.name,
-                           (long long)r->source.decoded - 1, frame->width, frame->height, r->stored_width,
-                           r->stored_height);
+        status =
+            ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: frame %lld is %d x %d, the first is %d x %d", r->source.name,
+                      (long long)r->source.decoded - 1, frame->width, frame->height, r->stored_width, r->stored_height);
         goto done;
     }
     if (rgb) status = ipvg_to_rgb_convert(ctx, &r->convert, rgb, frame, r->orientation, IPVG_ALPHA_DROP, false);

@@ -27,7 +27,8 @@ typedef struct ipvg_video_info {
 typedef struct ipvg_video_reader ipvg_video_reader;
 
 /* From a file, or from `size` bytes at `data` when path is NULL (they must outlive the reader). */
-ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const char *path, const void *data, size_t size);
+ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const char *path, const void *data,
+                            size_t size);
 const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *reader);
 /* rgb (height, width, 3) <- the next frame in the order of display, *more = true; or *more = false at the end. NULL skips the frame. */
 ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *reader, uint8_t *rgb, bool *more);

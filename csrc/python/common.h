@@ -73,5 +73,6 @@ int ipvg_py_add_umt5(PyObject *module);
 int ipvg_py_add_vae(PyObject *module);
 int ipvg_py_add_dit(PyObject *module);
 int ipvg_py_add_sampler(PyObject *module);
+int ipvg_py_add_prepare(PyObject *module);
 
 #endif

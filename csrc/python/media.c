@@ -70,10 +70,9 @@ static PyObject *read_image(PyObject *module, PyObject *args)
     ipvg_status status;
     PyObject *result = NULL;
     ipvg_context_init(&ctx, 1);
-    Py_BEGIN_ALLOW_THREADS
-    status = ipvg_image_read(&ctx, &image, path, data.buf, (size_t)data.len, white ? IPVG_ALPHA_WHITE : IPVG_ALPHA_DROP);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&data);
+    Py_BEGIN_ALLOW_THREADS status =
+        ipvg_image_read(&ctx, &image, path, data.buf, (size_t)data.len, white ? IPVG_ALPHA_WHITE : IPVG_ALPHA_DROP);
+    Py_END_ALLOW_THREADS PyBuffer_Release(&data);
     if (status != IPVG_OK) return raise(PyModule_GetState(module), &ctx, status);
     PyObject *rgb = PyByteArray_FromStringAndSize((const char *)image.rgb, (Py_ssize_t)image.height * image.width * 3);
     if (rgb) result = Py_BuildValue("(Nii)", rgb, image.height, image.width);
@@ -92,10 +91,9 @@ static PyObject *write_png(PyObject *module, PyObject *args)
     PyObject *result = NULL;
     ipvg_context_init(&ctx, 1);
     if (check_pixels(&rgb, height, width)) {
-        Py_BEGIN_ALLOW_THREADS
-        status = ipvg_image_write_png(&ctx, path, rgb.buf, height, width);
-        Py_END_ALLOW_THREADS
-        result = status == IPVG_OK ? Py_NewRef(Py_None) : raise(PyModule_GetState(module), &ctx, status);
+        Py_BEGIN_ALLOW_THREADS status = ipvg_image_write_png(&ctx, path, rgb.buf, height, width);
+        Py_END_ALLOW_THREADS result =
+            status == IPVG_OK ? Py_NewRef(Py_None) : raise(PyModule_GetState(module), &ctx, status);
     }
     PyBuffer_Release(&rgb);
     return result;
@@ -116,19 +114,20 @@ typedef struct stream {
 /* The stream's right to run a call; 0 with an exception when it is closed or another thread is inside. */
 static int enter(stream *s)
 {
-    if (s->busy) PyErr_SetString(PyExc_RuntimeError, "another thread is using this video");
-    else if (!s->reader && !s->mp4) PyErr_SetString(PyExc_ValueError, "this video is closed");
-    else return s->busy = 1;
+    if (s->busy)
+        PyErr_SetString(PyExc_RuntimeError, "another thread is using this video");
+    else if (!s->reader && !s->mp4)
+        PyErr_SetString(PyExc_ValueError, "this video is closed");
+    else
+        return s->busy = 1;
     return 0;
 }
 
 static void shut(stream *s)
 {
-    Py_BEGIN_ALLOW_THREADS
-    ipvg_video_close(&s->reader);
+    Py_BEGIN_ALLOW_THREADS ipvg_video_close(&s->reader);
     ipvg_mp4_close(&s->mp4);
-    Py_END_ALLOW_THREADS
-    if (s->data.obj) PyBuffer_Release(&s->data);
+    Py_END_ALLOW_THREADS if (s->data.obj) PyBuffer_Release(&s->data);
 }
 
 static PyObject *finish(stream *s, ipvg_status status)
@@ -173,10 +172,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     s->data = data;
     ipvg_context_init(&s->ctx, 1);
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = ipvg_video_open(&s->ctx, &s->reader, path, data.buf, (size_t)data.len);
-    Py_END_ALLOW_THREADS
-    if (status != IPVG_OK) {
+    Py_BEGIN_ALLOW_THREADS status = ipvg_video_open(&s->ctx, &s->reader, path, data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS if (status != IPVG_OK)
+    {
         raise(PyType_GetModuleState(type), &s->ctx, status);
         Py_DECREF(s);
         return NULL;
@@ -201,10 +199,8 @@ static PyObject *reader_next(PyObject *self, PyObject *target)
     if (enter(s)) {
         ipvg_status status;
         bool more = false;
-        Py_BEGIN_ALLOW_THREADS
-        status = ipvg_video_next(&s->ctx, s->reader, rgb.buf, &more);
-        Py_END_ALLOW_THREADS
-        result = finish(s, status);
+        Py_BEGIN_ALLOW_THREADS status = ipvg_video_next(&s->ctx, s->reader, rgb.buf, &more);
+        Py_END_ALLOW_THREADS result = finish(s, status);
         if (result) Py_SETREF(result, PyBool_FromLong(more));
     }
     if (rgb.obj) PyBuffer_Release(&rgb);
@@ -220,23 +216,24 @@ static PyObject *reader_info(PyObject *self, void *unused)
     return Py_BuildValue("(iiiiL)", i->height, i->width, i->fps_num, i->fps_den, (long long)i->frames);
 }
 
-static PyMethodDef reader_methods[] = {
-    {"next", reader_next, METH_O,
-     "next(buffer) -> bool\n\nThe next frame into a writable buffer of height * width * 3 bytes (None: skip it); False at\n"
-     "the end."},
-    {"close", stream_close, METH_NOARGS, "close()"},
-    {NULL, NULL, 0, NULL}};
+static PyMethodDef reader_methods[] = {{"next", reader_next, METH_O,
+                                        "next(buffer) -> bool\n\nThe next frame into a writable buffer of height * "
+                                        "width * 3 bytes (None: skip it); False at\n"
+                                        "the end."},
+                                       {"close", stream_close, METH_NOARGS, "close()"},
+                                       {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef reader_getset[] = {
     {"info", reader_info, NULL, "(height, width, fps numerator, fps denominator, frames announced or 0)", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
-static PyType_Slot reader_slots[] = {{Py_tp_doc, "Reader(path, data)\n\nA video, from a file or (path None) from bytes."},
-                                     {Py_tp_new, reader_new},
-                                     {Py_tp_dealloc, stream_dealloc},
-                                     {Py_tp_methods, reader_methods},
-                                     {Py_tp_getset, reader_getset},
-                                     {0, NULL}};
+static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, "Reader(path, data)\n\nA video, from a file or (path None) from bytes."},
+    {Py_tp_new, reader_new},
+    {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_methods, reader_methods},
+    {Py_tp_getset, reader_getset},
+    {0, NULL}};
 static PyType_Spec reader_spec = {"ipvg._media.Reader", sizeof(stream), 0, Py_TPFLAGS_DEFAULT, reader_slots};
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -253,10 +250,8 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     s->height = c.height;
     s->width = c.width;
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = ipvg_mp4_open(&s->ctx, &s->mp4, path, &c);
-    Py_END_ALLOW_THREADS
-    if (status == IPVG_OK) return (PyObject *)s;
+    Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_open(&s->ctx, &s->mp4, path, &c);
+    Py_END_ALLOW_THREADS if (status == IPVG_OK) return (PyObject *)s;
     raise(PyType_GetModuleState(type), &s->ctx, status);
     Py_DECREF(s);
     return NULL;
@@ -270,10 +265,8 @@ static PyObject *writer_write(PyObject *self, PyObject *source)
     PyObject *result = NULL;
     if (check_pixels(&rgb, s->height, s->width) && enter(s)) {
         ipvg_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = ipvg_mp4_write(&s->ctx, s->mp4, rgb.buf);
-        Py_END_ALLOW_THREADS
-        result = finish(s, status);
+        Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_write(&s->ctx, s->mp4, rgb.buf);
+        Py_END_ALLOW_THREADS result = finish(s, status);
     }
     PyBuffer_Release(&rgb);
     return result;
@@ -285,10 +278,8 @@ static PyObject *writer_finish(PyObject *self, PyObject *unused)
     stream *s = (stream *)self;
     if (!enter(s)) return NULL;
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = ipvg_mp4_finish(&s->ctx, s->mp4);
-    Py_END_ALLOW_THREADS
-    PyObject *result = finish(s, status);
+    Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_finish(&s->ctx, s->mp4);
+    Py_END_ALLOW_THREADS PyObject *result = finish(s, status);
     if (result) shut(s);
     return result;
 }
@@ -352,25 +343,18 @@ static int module_clear(PyObject *module)
     return 0;
 }
 
-static PyMethodDef functions[] = {
-    {"read_image", read_image, METH_VARARGS,
-     "read_image(path, data, white) -> (rgb, height, width)\n\nA picture, from a file or (path None) from bytes. white: "
-     "blend\ntransparency onto white instead of dropping it."},
-    {"write_png", write_png, METH_VARARGS, "write_png(path, rgb, height, width)"},
-    {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {{"read_image", read_image, METH_VARARGS,
+                                   "read_image(path, data, white) -> (rgb, height, width)\n\nA picture, from a file or "
+                                   "(path None) from bytes. white: "
+                                   "blend\ntransparency onto white instead of dropping it."},
+                                  {"write_png", write_png, METH_VARARGS, "write_png(path, rgb, height, width)"},
+                                  {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT,
-                                        .m_name = "ipvg._media",
-                                        .m_doc = "Pictures and video through FFmpeg's libraries.",
-                                        .m_size = sizeof(module_state),
-                                        .m_methods = functions,
-                                        .m_slots = module_slots,
-                                        .m_traverse = module_traverse,
-                                        .m_clear = module_clear};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,          .m_name = "ipvg._media", .m_doc = "Pictures and video through FFmpeg's libraries.",
+    .m_size = sizeof(module_state), .m_methods = functions,  .m_slots = module_slots,
+    .m_traverse = module_traverse,  .m_clear = module_clear};
 
-PyMODINIT_FUNC PyInit__media(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+PyMODINIT_FUNC PyInit__media(void) { return PyModuleDef_Init(&definition); }

@@ -187,7 +187,8 @@ PyMODINIT_FUNC PyInit__core(void)
         ipvg_py_add_weights(m) ||
         ipvg_py_add_umt5(m) ||
         ipvg_py_add_dit(m) ||
-        ipvg_py_add_sampler(m)) {
+        ipvg_py_add_sampler(m) ||
+        ipvg_py_add_prepare(m)) {
         Py_DECREF(m);
         return NULL;
     }
