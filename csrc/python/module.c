@@ -186,6 +186,7 @@ PyMODINIT_FUNC PyInit__core(void)
         ipvg_py_add_device(m) ||
         ipvg_py_add_weights(m) ||
         ipvg_py_add_umt5(m) ||
+        ipvg_py_add_vae(m) ||
         ipvg_py_add_dit(m) ||
         ipvg_py_add_sampler(m) ||
         ipvg_py_add_prepare(m)) {
