@@ -61,13 +61,12 @@ class Entry:
             return np.zeros(self.shape, holder)
         strides = self.strides or contiguous_strides(self.shape)
         extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, strides))
-        try:
-            flat = np.memmap(self.file, mode="r", dtype=np.uint8, offset=self.offset, shape=(extent * size,))
-        except ValueError as e:
-            raise FormatError(f"{self.file}: has no {extent * size} bytes at {self.offset}: {e}") from None
-        flat = np.asarray(flat).view(holder)
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, [s * size for s in strides], writeable=False)
-        return view.copy(order="C")
+        flat = np.fromfile(self.file, holder, extent, offset=self.offset)
+        if len(flat) != extent:
+            raise FormatError(f"{self.file}: has no {extent * size} bytes at {self.offset}: is it truncated?")
+        if self.strides is None:
+            return flat.reshape(self.shape)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, [s * size for s in strides]).copy(order="C")
 
     def source(self):
         """What `_core.Weights` takes for this tensor: a place in the file, or the copied data of a strided view."""

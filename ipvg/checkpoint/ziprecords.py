@@ -100,7 +100,12 @@ def _directory(f: BinaryIO, path: Path, size: int) -> tuple[int, int, int]:
         record = _at(f, where, 56)
         if record[:4] != b"PK\6\6":
             raise FormatError(f"{path}: no zip64 end record at byte {where}")
-        disk, first_disk, here, count, length, offset = unpack_from("<IIQQQQ", record, 16)
+        wide = unpack_from("<IIQQQQ", record, 16)
+        narrow = (disk, first_disk, here, count, length, offset)
+        # Fields that did not overflow are there twice: two readers must not see two archives in one file.
+        if any(n not in (w, limit) for n, w, limit in zip(narrow, wide, (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2)):
+            raise FormatError(f"{path}: its zip end records contradict each other")
+        disk, first_disk, here, count, length, offset = wide
         limit = where
     if disk or first_disk or here != count:
         raise FormatError(f"{path}: a zip of several parts")
