@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ipvg import _core
 from ipvg.checkpoint import names
 from ipvg.checkpoint.config import LATENT_MEAN, LATENT_STD, DitConfig, TextConfig, VaeConfig
 from ipvg.checkpoint.entry import DTYPES, to_bfloat16
@@ -236,3 +237,40 @@ def integer(n: int) -> bytes:
 
 def integers(values) -> bytes:
     return b"(" + b"".join(map(integer, values)) + b"t"
+
+
+# ---- damage ----
+
+USED = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8")
+
+
+def check_usable(entries):
+    """What a reader accepted must be inside its files, for Python and for C."""
+    weights = _core.Weights({name: e.source() for name, e in entries.items() if len(e.shape) <= 5 and e.dtype in USED})
+    for name in weights.names():
+        assert weights.array(name).tobytes() == entries[name].read().tobytes()
+
+
+def flips(data: bytes, positions):
+    for position in positions:
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            yield bytes(changed)
+
+
+def refused_or_usable(read, path: Path, data: bytes, checked=None) -> bool:
+    """Whether `data` was refused. An accepted file must be usable; every other exception ends the test. checked: a list
+    of what was found usable before, to check nothing twice."""
+    with path.open("r+b" if path.exists() else "wb") as f:  # in place: emptying a file takes 50 times longer
+        f.write(data)
+        f.truncate()
+    try:
+        entries = read(path)
+    except _core.FormatError as error:
+        assert path.name in str(error)
+        return True
+    if checked is None or entries not in checked:
+        check_usable(entries)
+        checked is None or checked.append(entries)
+    return False

@@ -224,7 +224,8 @@ ipvg_status ipvg_weights_take(ipvg_context *ctx, ipvg_weights *w, ipvg_tensor *o
     ipvg_shape_text(expected, sizeof(expected), ndim, shape);
     if (!item)
         return ipvg_fail(ctx, IPVG_E_FORMAT, "tensor '%s' is missing: expected it with shape %s", name, expected);
-    if (item->tensor.ndim != ndim || memcmp(item->tensor.shape, shape, (size_t)ndim * sizeof(*shape)) != 0)
+    if (item->tensor.ndim != ndim ||
+        (ndim > 0 && memcmp(item->tensor.shape, shape, (size_t)ndim * sizeof(*shape)) != 0))
         return ipvg_fail(ctx, IPVG_E_FORMAT, "%s%stensor '%s': expected shape %s, found %s",
                          item->file >= 0 ? w->files[item->file].path : "", item->file >= 0 ? ": " : "", name, expected,
                          ipvg_shape_text(found, sizeof(found), item->tensor.ndim, item->tensor.shape));
