@@ -1,0 +1,250 @@
+"""A photo and a sentence become a video: the stages of Wan2.1-VACE in order, each callable alone on NumPy arrays.
+
+>>> pipe = Pipeline.load("models/Wan2.1-VACE-1.3B")
+>>> text = pipe.encode_text({"cond": "A woman walks on the beach.", "negative": NEGATIVE})
+>>> source = pipe.encode_source(references=[read_image("alice.png")], size=(832, 480), frames=81)
+>>> run = pipe.sampler(text, source, guidance=tpige_code(), steps=50, shift=16, seed=2025)
+>>> for step in run:
+...     ...                                     # step.velocity["weak"], step.x0, step.sigma
+>>> pipe.decode(run.latents).save("alice.mp4")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _core
+from .checkpoint import Checkpoint
+from .guidance import PRESETS, Guidance
+from .prepare import fit_video, vace_context
+from .sampler import Sampler, noise
+from .schedule import Schedule
+from .source import Source, check_size
+from .text import NEGATIVE, Tokenizer
+from .video import Video
+
+if TYPE_CHECKING:
+    from .video import Video as VideoLike
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a job gets when it does not say: those of the released run, unless the checkpoint's ipvg.json names others."""
+
+    size: tuple[int, int] = (832, 480)
+    frames: int = 81
+    steps: int = 50
+    shift: float = 16.0
+    note: str = ""  # what whoever uses the checkpoint should be told
+
+
+class Pipeline:
+    """The models of one checkpoint on one device. Models are made at first use; weights stay in the mapped files.
+
+    Attributes: checkpoint (Checkpoint), device (_core.Device), defaults (Defaults).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: _core.Device):
+        self.checkpoint, self.device = checkpoint, device
+        self.defaults = _defaults(checkpoint.path)
+        self._zeros: dict = {}  # the encoded all-zero video, a constant per size and frame count
+
+    @classmethod
+    def load(cls, path: str | os.PathLike | None = None, *, device: str = "cpu", threads: int | None = None) -> Pipeline:
+        """Opens a checkpoint folder (official or diffusers layout); None: the bundled one, `bundled()`.
+
+        Reads headers only. threads: of the CPU; None: all cores. The same seed and thread count give the same bytes.
+        Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads).
+        """
+        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads or 0))
+
+    # ---- the models ----
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.checkpoint.tokenizer_path is None:
+            raise FileNotFoundError(
+                f"{self.checkpoint.path}: tokenizer.json is missing; it belongs in google/umt5-xxl/ (official layout) or "
+                "tokenizer/ (diffusers layout)"
+            )
+        return Tokenizer(self.checkpoint.tokenizer_path)
+
+    @cached_property
+    def text_encoder(self) -> _core.TextEncoder:
+        return self._model(_core.TextEncoder, "text")
+
+    @cached_property
+    def vae(self) -> _core.Vae:
+        return self._model(_core.Vae, "vae")
+
+    @cached_property
+    def dit(self) -> _core.Dit:
+        return self._model(_core.Dit, "dit")
+
+    def _model(self, kind, name: str):
+        component = self.checkpoint.components[name]
+        return kind(self.device, dataclasses.asdict(component.config), component.weights())
+
+    # ---- the stages ----
+
+    def encode_text(self, prompts: Mapping[str, str], progress: Progress | None = None) -> dict[str, np.ndarray]:
+        """umT5 states of named prompts: name -> float32 (tokens, text_dim), 1 to 512 tokens.
+
+        The names are what a guidance's branches ask for: "cond", "negative" and "null" in the presets.
+        """
+        states = {}
+        for i, (name, prompt) in enumerate(prompts.items()):
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt {name!r}: expected str, got {type(prompt).__name__}")
+            _tell(progress, "text", i, len(prompts))
+            states[name] = self.text_encoder.encode(self.tokenizer(prompt))
+            _tell(progress, "text", i + 1, len(prompts))
+        return states
+
+    def encode_source(
+        self,
+        references: Sequence[np.ndarray] = (),
+        *,
+        video: VideoLike | np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+    ) -> Source:
+        """The VACE context of a job.
+
+        references: pictures uint8 (H, W, 3), fitted whole onto a white canvas, in the official order.
+        video: a source, Video or uint8 (F, H, W, 3): scaled to cover `size`, cropped, resampled to `frames`.
+        mask: of the video after that, (frames, H, W): float in [0, 1] or uint8; above one half (white) is generated anew,
+            the rest (black) is kept. None with a video: everything is generated, the video only steers.
+        size: (width, height), multiples of 16. frames: 4n + 1. Both default to the checkpoint's (`defaults`).
+        Raises TypeError and ValueError that name the argument.
+        """
+        size = self.defaults.size if size is None else size
+        frames = self.defaults.frames if frames is None else frames
+        check_size(size, frames)
+        references = list(references)
+        if video is not None:
+            pixels = video.frames if isinstance(video, Video) else np.asarray(video)
+            video = fit_video(pixels, size, frames)
+        context = vace_context(
+            self.vae.encode, size=size, frames=frames, references=references, video=video, mask=mask, cache=self._zeros
+        )
+        return Source(context, len(references), frames, (int(size[0]), int(size[1])))
+
+    def sampler(
+        self,
+        text: Mapping[str, np.ndarray],
+        source: Source,
+        guidance: Guidance | None = None,
+        *,
+        steps: int | None = None,
+        shift: float | None = None,
+        solver: str = "unipc",
+        sigmas_from: str = "official",
+        seed: int = 2025,
+        noise: np.ndarray | None = None,
+    ) -> Sampler:
+        """A denoising run that has not begun: iterate over it, or call its run(). See sampler.py.
+
+        text: what encode_text gave. guidance: None = tpige_code(). steps, shift: None = the checkpoint's.
+        noise: float32 of `source.latent_shape`, the start; None: drawn from `seed` (ipvg.noise).
+        """
+        schedule = Schedule(
+            self.defaults.steps if steps is None else steps,
+            self.defaults.shift if shift is None else shift,
+            solver,
+            sigmas_from,
+        )
+        start = _noise(seed, source.latent_shape) if noise is None else noise
+        return Sampler(self.dit, text, source, PRESETS["tpige_code"]() if guidance is None else guidance, schedule, start)
+
+    def decode(self, latents: np.ndarray, progress: Progress | None = None) -> Video:
+        """Frames of a latent float32 (16, f, h, w) without reference slots (`Sampler.latents`): a Video of 4 (f - 1) + 1
+        frames, 16 a second, rounded to uint8. Decoded one latent frame at a time: memory does not grow with the length."""
+        latents = np.asarray(latents)
+        total = latents.shape[1] if latents.ndim == 4 else 0
+        parts = []
+        for chunk in self.vae.decode_stream(latents):
+            parts.append(Video.from_float(chunk).frames)
+            _tell(progress, "decoding", len(parts), total)
+        return Video(np.concatenate(parts))
+
+    def generate(
+        self,
+        prompt: str,
+        references: Sequence[np.ndarray] = (),
+        *,
+        negative: str = NEGATIVE,
+        video: VideoLike | np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        guidance: Guidance | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Video:
+        """All stages as one call. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
+        sigmas_from, seed, noise); only the prompts that the guidance needs are encoded."""
+        guidance = PRESETS["tpige_code"]() if guidance is None else guidance
+        known = {"cond": prompt, "negative": negative, "null": ""}
+        if unknown := [name for name in guidance.texts if name not in known]:
+            raise ValueError(
+                f"guidance: its branches ask for the text {unknown[0]!r}; generate() knows {', '.join(known)}. "
+                "Call encode_text and sampler yourself for others"
+            )
+        text = self.encode_text({name: known[name] for name in guidance.texts}, progress)
+        _tell(progress, "source", 0, 1)
+        source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
+        _tell(progress, "source", 1, 1)
+        run = self.sampler(text, source, guidance, **sampling)
+        run.run(progress=None if progress is None else lambda done, total: progress("denoising", done, total))
+        return self.decode(run.latents, progress)
+
+
+def generate(prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, **arguments) -> Video:
+    """Pipeline.load(checkpoint).generate(...): a sentence, and pictures if you like, become a Video."""
+    return Pipeline.load(checkpoint, device=device, threads=threads).generate(prompt, references, **arguments)
+
+
+def bundled() -> Path:
+    """The folder of the checkpoint that comes with ipvg. FileNotFoundError when there is none."""
+    for folder in (Path(__file__).parent / "models", Path(__file__).parent.parent / "models"):
+        if (folder / "ipvg-tiny" / "config.json").is_file():
+            return folder / "ipvg-tiny"
+    raise FileNotFoundError(
+        "no checkpoint is bundled with this installation; pass the folder of one (README.md says where they come from)"
+    )
+
+
+_noise = noise  # the methods' argument of that name hides the function
+
+
+def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(stage, done, total)
+
+
+def _defaults(folder: Path) -> Defaults:
+    """Defaults, with what the folder's ipvg.json says. Raises FormatError for one that cannot be used."""
+    path = folder / "ipvg.json"
+    if not path.is_file():
+        return Defaults()
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in dataclasses.fields(Defaults)}
+        found = Defaults(**{k: tuple(v) if k == "size" else v for k, v in table.items() if k in known})
+        check_size(found.size, found.frames)
+        Schedule(found.steps, found.shift)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _core.FormatError(f"{path}: {error}") from None
+    return found
