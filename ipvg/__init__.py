@@ -1,3 +1,62 @@
-"""Identity-preserving text-to-video: Wan2.1-VACE with TPIGE. See README.md."""
+"""Identity-preserving text-to-video: Wan2.1-VACE with TPIGE, on a C core.
+
+>>> import ipvg
+>>> video = ipvg.generate("A woman walks on the beach.", [ipvg.read_image("alice.png")], checkpoint="Wan2.1-VACE-1.3B")
+>>> video.save("alice.mp4")
+
+Each stage can be opened: see `ipvg.Pipeline`, `ipvg.guidance`, `ipvg.parity`. Names are loaded at first use, so that
+`import ipvg` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import guidance, parity
+    from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
+    from .checkpoint import Checkpoint
+    from .guidance import Branch, Guidance
+    from .memory import estimate as memory_estimate
+    from .pipeline import Pipeline, generate
+    from .sampler import Sampler, Step, noise
+    from .schedule import Schedule
+    from .source import Source
+    from .text import NEGATIVE
+    from .video import Video, read_image, read_video
+
+_HOME = {
+    "_core": ("BackendError", "Cancelled", "Device", "FormatError", "UnsupportedError"),
+    "checkpoint": ("Checkpoint",),
+    "guidance": ("Branch", "Guidance"),
+    "pipeline": ("Pipeline", "generate"),
+    "sampler": ("Sampler", "Step", "noise"),
+    "schedule": ("Schedule",),
+    "source": ("Source",),
+    "text": ("NEGATIVE",),
+    "video": ("Video", "read_image", "read_video"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = ("guidance", "parity")
+
+__all__ = ["__version__", "memory_estimate", *_MODULES, *_MODULE_OF]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name == "memory_estimate":
+        value = importlib.import_module(".memory", __name__).estimate
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module 'ipvg' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

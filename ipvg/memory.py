@@ -15,11 +15,11 @@ TEXTS, REFERENCES = 2, 1
 def estimate(
     checkpoint: Checkpoint, *, width: int, height: int, frames: int, dtype: str = "float32", device: str = "cpu"
 ) -> dict[str, int]:
-    """Bytes by part: "weights" (mapped, in the file's dtypes), "scratch" (the largest stage's), "latents" (prepared texts,
-    contexts and the sampler's own) and "frames" (the result).
+    """Bytes by part: "weights" (mapped, in the file's dtypes), "scratch" (the largest stage's), "latents" (prepared
+    texts, contexts and the sampler's own) and "frames" (the result).
 
-    Works without the files' data: only names and shapes are used. Raises ValueError for a size or device that cannot work,
-    ipvg.UnsupportedError for a dtype that this machine does not compute in.
+    Works without the files' data: only names and shapes are used. Raises ValueError for a size or device that cannot
+    work, ipvg.UnsupportedError for a dtype that this machine does not compute in.
     """
     check_size((width, height), frames)
     if dtype != "float32":
@@ -28,7 +28,7 @@ def estimate(
 
     def model(kind, name):
         part = checkpoint.components[name]
-        shapes = {k: (None, e.dtype, e.shape) for k, e in part.entries.items()}
+        shapes = {k: (None, 0, e.dtype, e.shape) for k, e in part.entries.items()}
         return kind(dev, dataclasses.asdict(part.config), _core.Weights(shapes))
 
     text, vae, dit = model(_core.TextEncoder, "text"), model(_core.Vae, "vae"), model(_core.Dit, "dit")

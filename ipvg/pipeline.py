@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,21 +25,18 @@ from . import _core
 from .checkpoint import Checkpoint
 from .guidance import PRESETS, Guidance
 from .prepare import fit_video, vace_context
-from .sampler import Sampler, noise
+from .sampler import Sampler
 from .schedule import Schedule
 from .source import Source, check_size
 from .text import NEGATIVE, Tokenizer
 from .video import Video
-
-if TYPE_CHECKING:
-    from .video import Video as VideoLike
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a job gets when it does not say: those of the released run, unless the checkpoint's ipvg.json names others."""
+    """What a job gets when it does not say: the released run's, unless the checkpoint's ipvg.json names others."""
 
     size: tuple[int, int] = (832, 480)
     frames: int = 81
@@ -60,7 +57,9 @@ class Pipeline:
         self._zeros: dict = {}  # the encoded all-zero video, a constant per size and frame count
 
     @classmethod
-    def load(cls, path: str | os.PathLike | None = None, *, device: str = "cpu", threads: int | None = None) -> Pipeline:
+    def load(
+        cls, path: str | os.PathLike | None = None, *, device: str = "cpu", threads: int | None = None
+    ) -> Pipeline:
         """Opens a checkpoint folder (official or diffusers layout); None: the bundled one, `bundled()`.
 
         Reads headers only. threads: of the CPU; None: all cores. The same seed and thread count give the same bytes.
@@ -74,8 +73,8 @@ class Pipeline:
     def tokenizer(self) -> Tokenizer:
         if self.checkpoint.tokenizer_path is None:
             raise FileNotFoundError(
-                f"{self.checkpoint.path}: tokenizer.json is missing; it belongs in google/umt5-xxl/ (official layout) or "
-                "tokenizer/ (diffusers layout)"
+                f"{self.checkpoint.path}: tokenizer.json is missing; it belongs in google/umt5-xxl/ (official layout) "
+                "or tokenizer/ (diffusers layout)"
             )
         return Tokenizer(self.checkpoint.tokenizer_path)
 
@@ -115,7 +114,7 @@ class Pipeline:
         self,
         references: Sequence[np.ndarray] = (),
         *,
-        video: VideoLike | np.ndarray | None = None,
+        video: Video | np.ndarray | None = None,
         mask: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -124,8 +123,8 @@ class Pipeline:
 
         references: pictures uint8 (H, W, 3), fitted whole onto a white canvas, in the official order.
         video: a source, Video or uint8 (F, H, W, 3): scaled to cover `size`, cropped, resampled to `frames`.
-        mask: of the video after that, (frames, H, W): float in [0, 1] or uint8; above one half (white) is generated anew,
-            the rest (black) is kept. None with a video: everything is generated, the video only steers.
+        mask: of the video after that, (frames, H, W): float in [0, 1] or uint8; above one half (white) is generated
+            anew, the rest (black) is kept. None with a video: everything is generated, the video only steers.
         size: (width, height), multiples of 16. frames: 4n + 1. Both default to the checkpoint's (`defaults`).
         Raises TypeError and ValueError that name the argument.
         """
@@ -165,12 +164,19 @@ class Pipeline:
             solver,
             sigmas_from,
         )
-        start = _noise(seed, source.latent_shape) if noise is None else noise
-        return Sampler(self.dit, text, source, PRESETS["tpige_code"]() if guidance is None else guidance, schedule, start)
+        return Sampler(
+            self.dit,
+            text,
+            source,
+            guidance=PRESETS["tpige_code"]() if guidance is None else guidance,
+            schedule=schedule,
+            seed=seed if noise is None else None,
+            noise=noise,
+        )
 
     def decode(self, latents: np.ndarray, progress: Progress | None = None) -> Video:
-        """Frames of a latent float32 (16, f, h, w) without reference slots (`Sampler.latents`): a Video of 4 (f - 1) + 1
-        frames, 16 a second, rounded to uint8. Decoded one latent frame at a time: memory does not grow with the length."""
+        """Frames of a latent float32 (16, f, h, w) without reference slots (`Sampler.latents`): a Video of 4f - 3
+        frames, 16 a second, rounded to uint8. Decoded one latent frame at a time: scratch does not grow with it."""
         latents = np.asarray(latents)
         total = latents.shape[1] if latents.ndim == 4 else 0
         parts = []
@@ -185,7 +191,7 @@ class Pipeline:
         references: Sequence[np.ndarray] = (),
         *,
         negative: str = NEGATIVE,
-        video: VideoLike | np.ndarray | None = None,
+        video: Video | np.ndarray | None = None,
         mask: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -207,7 +213,7 @@ class Pipeline:
         source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
         _tell(progress, "source", 1, 1)
         run = self.sampler(text, source, guidance, **sampling)
-        run.run(progress=None if progress is None else lambda done, total: progress("denoising", done, total))
+        run.run(progress=(lambda p: progress("denoising", p.done, p.total)) if progress else False)
         return self.decode(run.latents, progress)
 
 
@@ -224,9 +230,6 @@ def bundled() -> Path:
     raise FileNotFoundError(
         "no checkpoint is bundled with this installation; pass the folder of one (README.md says where they come from)"
     )
-
-
-_noise = noise  # the methods' argument of that name hides the function
 
 
 def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:

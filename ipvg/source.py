@@ -13,9 +13,9 @@ from .guidance import Reference
 class Source:
     """A VACE context and what it was made from. Make one with `Pipeline.encode_source` or from your own array.
 
-    context: float32 (96, F, H/8, W/8): 16 inactive and 16 reactive latent channels, 64 mask channels; the reference slots
-        come first in time. F = references + 1 + (frames - 1) / 4.
-    references: how many reference slots there are, 0 or more. They are denoised with the rest and cut off before decoding.
+    context: float32 (96, F, H/8, W/8): 16 inactive and 16 reactive latent channels, 64 mask channels; the reference
+        slots come first in time. F = references + 1 + (frames - 1) / 4.
+    references: how many slots there are, 0 or more. They are denoised with the rest and cut off before decoding.
     frames: of the video, 4n + 1. size: (width, height) in pixels, multiples of 16.
     Raises ValueError when these do not fit together.
     """
@@ -43,7 +43,7 @@ class Source:
     def variant(self, reference: Reference) -> np.ndarray:
         """The context as a branch sees it: "present", "drop" (without the slots, shorter) or "absent" (slots all zero).
 
-        The control part does not depend on the references: the reference encodes it apart, so no second encoding is due.
+        The control part does not depend on the references, which are encoded apart, so no second encoding is due.
         """
         if reference == "present" or self.references == 0:
             return self.context
@@ -67,7 +67,7 @@ def check_size(size: tuple[int, int], frames: int) -> None:
             raise TypeError(f"{name}: expected an integer, got {value!r}")
     if width < 16 or height < 16 or width % 16 or height % 16:
         near = tuple(max(16, round(v / 16) * 16) for v in (width, height))
-        raise ValueError(f"size: width and height must be multiples of 16, got {width}x{height}; try {near[0]}x{near[1]}")
+        raise ValueError(f"size: expected multiples of 16, got {width}x{height}; try {near[0]}x{near[1]}")
     if frames < 1 or frames % 4 != 1:
         near_frames = max(1, round((frames - 1) / 4) * 4 + 1)
         raise ValueError(f"frames: expected 4n + 1 (1, 5, ..., 81), got {frames}; try {near_frames}")
