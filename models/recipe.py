@@ -2,8 +2,8 @@
 
     python models/recipe.py FOLDER
 
-It runs every stage of the pipeline in seconds. **Its videos are noise.** The folder says so too: config.json holds
-"ipvg_note", which whoever loads it should print. A folder that exists is left alone.
+It runs every stage of the pipeline in seconds. **Its videos are noise.** The folder says so too: the "note" of its
+ipvg.json, which holds its default job as well. A folder that exists is left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig, expected, save_saf
 from ipvg.parity import recipe
 
 NOTE = "untrained weights from the golden recipe, to try the pipeline: the output is noise"
+DEFAULTS = {"note": NOTE, "size": [128, 96], "frames": 17, "steps": 8, "shift": 16.0}
 
 # The sizes of the golden cases. The vocabulary is the stand-in tokenizer's 2481, rounded up, as the real one's is.
 DIT = DitConfig(dim=256, ffn_dim=384, num_heads=2, num_layers=4, vace_layers=(0, 2), text_dim=64)
@@ -52,6 +53,7 @@ def write(
         _save(making / "Wan2.1_VAE.safetensors", vae, salt, bfloat16=lambda name: False)
         _save(making / "models_t5_umt5-xxl-enc-bf16.safetensors", text, salt, bfloat16=lambda name: True)
         (making / "config.json").write_text(json.dumps(_config(dit), indent=2) + "\n", encoding="utf-8")
+        (making / "ipvg.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
         tokenizer = making / "google" / "umt5-xxl" / "tokenizer.json"
         tokenizer.parent.mkdir(parents=True)
         tokenizer.write_bytes(gzip.decompress(TOKENIZER.read_bytes()))
@@ -79,7 +81,7 @@ def _config(dit: DitConfig) -> dict:
     """config.json as the official one has it. text_dim is left out there: it follows from the tensors."""
     sizes = dataclasses.asdict(dit)
     del sizes["patch_size"], sizes["text_dim"]
-    return {"_class_name": "VaceWanModel", "model_type": "vace", "ipvg_note": NOTE} | sizes
+    return {"_class_name": "VaceWanModel", "model_type": "vace"} | sizes
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_dtypes_are_those_of_the_released_files(checkpoint):
 
 
 def test_it_says_that_its_output_is_noise(checkpoint):
-    assert "noise" in json.loads((checkpoint.path / "config.json").read_text())["ipvg_note"]
+    assert "noise" in json.loads((checkpoint.path / "ipvg.json").read_text())["note"]
 
 
 def test_a_prompt_becomes_states(checkpoint):
