@@ -87,7 +87,8 @@ static ipvg_status open_decoder(ipvg_context *ctx, ipvg_source *s)
     if (err >= 0) {
         s->codec->thread_count = 1; /* ffmpeg.h says why */
         s->codec->max_pixels = MAX_PIXELS;
-        s->codec->err_recognition = AV_EF_EXPLODE | AV_EF_CRCCHECK | AV_EF_BITSTREAM | AV_EF_BUFFER;
+        /* Strict where that means damage; FFmpeg's TIFF decoder would also refuse a tag that it does not know. */
+        if (decoder->id != AV_CODEC_ID_TIFF) s->codec->err_recognition = AV_EF_EXPLODE | AV_EF_CRCCHECK;
         s->codec->pkt_timebase = s->stream->time_base;
         err = avcodec_open2(s->codec, decoder, NULL);
     }
