@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _core
 from .source import check_size
+from .video import to_float
 
 #: float32 (3, T, H, W) in [-1, 1] -> float32 (16, (T + 3) // 4, H / 8, W / 8), normalised: the VAE's encoder.
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -138,7 +139,7 @@ def vace_context(
     """The VACE context: float32 (96, references + (frames + 3) // 4, H / 8, W / 8).
 
     Channels: 16 inactive latents, 16 reactive latents, 64 of the folded mask. In time: reference 0, 1, ..., video. A
-    reference's slot holds its latents, zeros, zeros. `Source.variant` derives what a branch without references sees.
+    reference's slot holds its latents, zeros, zeros. `ipvg.Source.variant` derives what a branch without references sees.
 
     encode: the VAE's encoder. references: uint8 (h, w, 3), fitted here, or float (3, H, W) canvases in [-1, 1].
     video: uint8 (F, H, W, 3) or float (3, F, H, W) in [-1, 1], of this size and count (`fit_video`); None: exact zeros,
@@ -202,7 +203,7 @@ def _video(video: np.ndarray, frames: int, size: tuple[int, int]) -> np.ndarray:
         return _unit_range("video", video, (3, frames, height, width))
     if video.shape != (frames, height, width, 3):
         raise ValueError(f"video: expected shape {(frames, height, width, 3)}, got {video.shape}: use fit_video")
-    return np.ascontiguousarray(video.transpose(3, 0, 1, 2)).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return to_float(video)
 
 
 def _unit_range(what: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -159,14 +159,15 @@ class Video:
             x = np.asarray(frames[:, f], np.float32)
             if not np.isfinite(x).all():
                 raise ValueError(f"frames: NaN or infinity in frame {f}")
-            levels = np.rint((np.clip(x, -1, 1) + np.float32(1)) * np.float32(127.5))
-            out[f] = levels.transpose(1, 2, 0)
+            x = np.clip(x, -1, 1)
+            x += 1
+            x *= np.float32(127.5)
+            out[f] = np.rint(x, out=x).transpose(1, 2, 0)
         return cls(out, fps)
 
     def to_float(self) -> np.ndarray:
         """float32 (3, F, H, W): u8 / 127.5 - 1, what the VAE encodes."""
-        x = np.ascontiguousarray(self.frames.transpose(3, 0, 1, 2)).astype(np.float32)
-        return x / np.float32(127.5) - np.float32(1)
+        return to_float(self.frames)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -254,6 +255,18 @@ class Video:
             f'<video controls loop muted width="{width}" height="{height}" title="{html.escape(repr(self))}" '
             f'src="data:video/mp4;base64,{source}"></video>'
         )
+
+
+def to_float(frames: np.ndarray) -> np.ndarray:
+    """uint8 (F, H, W, 3) -> float32 (3, F, H, W): u8 / 127.5 - 1."""
+    count, height, width, channels = frames.shape
+    out = np.empty((channels, count, height, width), np.float32)
+    for f in range(count):  # in place and one at a time: ten times faster than on whole videos
+        x = out[:, f]
+        x[...] = frames[f].transpose(2, 0, 1)
+        x /= np.float32(127.5)
+        x -= 1
+    return out
 
 
 def write_png(path, image) -> Path:
