@@ -95,8 +95,6 @@ sanitize: | packages
 	    OMP_NUM_THREADS=2 $$t > $$t.log 2>&1 || { tail -40 $$t.log; echo "sanitize: $$t failed"; exit 1; }; \
 	done; echo "sanitize: $(words $(SAN_TESTS)) C tests pass under ASan and UBSan"
 
-$(SAN)/%_v3.o: SAN_FLAGS += -march=x86-64-v3
-$(SAN)/%_v4.o: SAN_FLAGS += -march=x86-64-v4
 $(SAN)/%.o: %.c $(filter %.h,$(C_FILES))
 	@mkdir -p $(@D)
 	@$(CC) $(SAN_FLAGS) -c $< -o $@

@@ -23,9 +23,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 C_FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-fopenmp", "-D_GNU_SOURCE"]
-# A file called *_v3.c or *_v4.c holds loops for that x86-64 level; the code looks at the CPU before it calls them.
-ISA_FLAGS = {"_v3.c": ["-march=x86-64-v3"], "_v4.c": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 OPTIONAL = {
     "media": (
@@ -42,8 +39,7 @@ OPTIONAL = {
 
 
 def sources(*patterns):
-    found = sorted(path for pattern in patterns for path in glob(pattern))
-    return found if X86_64 else [path for path in found if not path.endswith(tuple(ISA_FLAGS))]
+    return sorted(path for pattern in patterns for path in glob(pattern))
 
 
 def pkg_config(*packages):
@@ -140,15 +136,14 @@ class Build(build_ext):
 
         def one(obj):
             source, suffix = build[obj]
-            flags = extra + next((f for end, f in ISA_FLAGS.items() if source.endswith(end)), [])
-            command = shlex.join([*cc.compiler_so, *cc_args, *flags])
+            command = shlex.join([*cc.compiler_so, *cc_args, *extra])
             stamp = Path(f"{obj}.key")
             key = hashlib.sha256(command.encode()).hexdigest()
             if os.path.exists(obj) and stamp.exists() and stamp.read_text() == key:
                 if os.path.getmtime(obj) >= max(newest, os.path.getmtime(source)):
                     return
             Path(obj).unlink(missing_ok=True)
-            cc._compile(obj, source, suffix, cc_args, flags, pp)
+            cc._compile(obj, source, suffix, cc_args, extra, pp)
             stamp.write_text(key)
 
         jobs = int(os.environ.get("IPVG_JOBS") or len(os.sched_getaffinity(0)))

@@ -29,9 +29,9 @@ def main() -> int:
     bare = seconds("pass")
     numpy = seconds("import numpy") - bare
     ours = seconds("import ipvg") - bare
-    listing = "import sys, ipvg; print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    listing = "import sys, ipvg; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", listing], check=True, capture_output=True, text=True).stdout.split()
-    heavy = [name for name in ("torch", "transformers", "diffusers", "tokenizers", "ftfy", "av", "PIL") if name in loaded]
+    heavy = [name for name in ("torch", "transformers", "tokenizers", "ftfy", "PIL") if name in loaded]
     print(f"python {1e3 * bare:.0f} ms | import numpy +{1e3 * numpy:.0f} ms | import ipvg +{1e3 * ours:.0f} ms")
     print(f"limit {1e3 * LIMIT:.0f} ms: {'ok' if ours < LIMIT else 'EXCEEDED'}; heavy modules loaded: {heavy or 'none'}")
     return 0 if ours < LIMIT else 1

@@ -1,7 +1,7 @@
 """The `ipvg` command: generate, info, demo, parity.
 
-Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage, 130 stopped with Ctrl-C. Results go to stdout,
-progress and errors to stderr.
+Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage, 130 stopped with Ctrl-C. Results go to
+stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; --help and wrong usage leave through SystemExit, as argparse does."""
+    """Runs the command line; its exit status. --help and wrong usage leave through SystemExit, as argparse does."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -193,7 +193,7 @@ def _seed(text: str) -> int:
 
 
 def _named_weight(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
+    name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)
     except ValueError:
@@ -285,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     golden = os.environ.get("IPVG_GOLDEN") or "tests/golden"
     device = os.environ.get("IPVG_DEVICE") or "cpu"
-    sub.add_argument("golden", nargs="?", default=golden, metavar="FOLDER", help="default: $IPVG_GOLDEN or tests/golden")
+    sub.add_argument("golden", nargs="?", default=golden, metavar="FOLDER", help="default: $IPVG_GOLDEN, tests/golden")
     sub.add_argument("--stage", action="append", metavar="NAME", help="only this stage; may be repeated")
     sub.add_argument("--device", default=device, help="default: $IPVG_DEVICE or cpu")
     sub.add_argument("--verbose", action="store_true", help="every comparison, not only the table")
