@@ -1,0 +1,85 @@
+"""make fuzz: every parser of untrusted bytes for some minutes each, two at a time.
+
+    python -m tests.fuzz --minutes 10 [--target pickle]
+
+Needs atheris (pip install atheris) and, for the C target, clang. New inputs that reach new code are merged into
+tests/fuzz/corpus, which tests/test_fuzz_corpus.py and tests/c/test_weights_fuzz.c replay. A crash leaves its input in
+build/fuzz and ends with 1."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "fuzz"
+PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_file", "tensor_names")
+MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128}
+
+
+def command(target: str) -> list[str]:
+    if target != "weights":
+        return [sys.executable, str(HERE / "one.py"), target]
+    program = BUILD / "fuzz_weights"
+    sources = [HERE / "fuzz_weights.c", ROOT / "csrc/model/weights.c", *sorted((ROOT / "csrc/base").glob("*.c"))]
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-fsanitize=fuzzer,address,undefined"]
+    flags += ["-fno-sanitize-recover=undefined"]
+    compiler = shutil.which("clang") or shutil.which("clang-14") or "clang"
+    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program), "-lm"], check=True)
+    return [str(program)]
+
+
+def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
+    """(target, exit status, libFuzzer's closing lines)."""
+    work, corpus = BUILD / target, HERE / "corpus" / target
+    merged = BUILD / f"{target}.merged"
+    for folder in (work, corpus):
+        folder.mkdir(parents=True, exist_ok=True)
+    run = command(target)
+    limits = [f"-max_len={MAX_LENGTH.get(target, 2048)}", "-rss_limit_mb=2048", "-timeout=20"]
+    limits += [f"-artifact_prefix={BUILD}/{target}-"]
+    time = [f"-max_total_time={int(minutes * 60)}", "-print_final_stats=1", f"-dict={HERE / 'words.dict'}"]
+    log = BUILD / f"{target}.log"
+    with log.open("wb") as out:
+        status = subprocess.run([*run, *limits, *time, str(work), str(corpus)], stdout=out, stderr=out).returncode
+        if status == 0:  # keep one small input for each piece of code reached
+            shutil.rmtree(merged, ignore_errors=True)
+            merged.mkdir()
+            merge = [*run, *limits, "-set_cover_merge=1", str(merged), str(corpus), str(work)]
+            status = subprocess.run(merge, stdout=out, stderr=out).returncode
+    if status == 0:
+        shutil.rmtree(corpus)
+        shutil.move(merged, corpus)
+    lines = log.read_text(errors="replace").splitlines()
+    return target, status, "\n".join(line for line in lines if line.startswith(("stat::number_of", "SUMMARY", "Done")))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzzes the checkpoint parsers.")
+    parser.add_argument("--minutes", type=float, default=10, help="for each target (default 10)")
+    parser.add_argument("--target", action="append", choices=[*PYTHON, "weights"], help="default: all")
+    args = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        print(f"fuzz: atheris is missing: {sys.executable} -m pip install atheris", file=sys.stderr)
+        return 2
+    BUILD.mkdir(parents=True, exist_ok=True)
+    os.nice(15)
+    failed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), args.target or [*PYTHON, "weights"]):
+            print(
+                f"fuzz: {target}: {'ok' if status == 0 else f'FAILED ({status}), see build/fuzz/{target}.log'}\n{text}"
+            )
+            failed |= status != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
