@@ -19,9 +19,11 @@ static ipvg_status check_config(ipvg_context *ctx, const ipvg_vae_config *c)
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: dim %d or z_dim %d (at most %d) cannot work", c->dim, c->z_dim,
                          IPVG_VAE_MAX_Z);
     if (c->levels < 1 || c->levels > IPVG_VAE_MAX_LEVELS)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: 1 to %d levels (dim_mult), got %d", IPVG_VAE_MAX_LEVELS, c->levels);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: 1 to %d levels (dim_mult), got %d", IPVG_VAE_MAX_LEVELS,
+                         c->levels);
     if (c->res_blocks < 1 || c->res_blocks >= IPVG_VAE_MAX_BLOCKS)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: num_res_blocks 1 to %d, got %d", IPVG_VAE_MAX_BLOCKS - 1, c->res_blocks);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: num_res_blocks 1 to %d, got %d", IPVG_VAE_MAX_BLOCKS - 1,
+                         c->res_blocks);
     for (int i = 0; i < c->levels; i++) {
         if (c->dim_mult[i] < 1 || c->dim_mult[i] > 64)
             return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: dim_mult holds %d, expected 1 to 64", c->dim_mult[i]);
@@ -54,8 +56,9 @@ ipvg_status ipvg_vae_latent_size(ipvg_context *ctx, const ipvg_vae *vae, int64_t
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "frames: expected %dn+1 (the VAE would drop the rest), got %lld", time,
                          (long long)frames);
     if (height < 1 || width < 1 || height > 1 << 16 || width > 1 << 16 || height % space || width % space)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "size: expected height and width in multiples of %d, got %lldx%lld (height x width)",
-                         space, (long long)height, (long long)width);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT,
+                         "size: expected height and width in multiples of %d, got %lldx%lld (height x width)", space,
+                         (long long)height, (long long)width);
     *t = (frames - 1) / time + 1;
     *h = height / space;
     *w = width / space;
@@ -76,11 +79,16 @@ static ipvg_status take_pair(ipvg_context *ctx, ipvg_weights *w, pair *p, int ou
 done:
     return status;
 }
-#define K333 5, (const int[]){3, 3, 3}
-#define K311 5, (const int[]){3, 1, 1}
-#define K111 5, (const int[]){1, 1, 1}
-#define K33 4, (const int[]){3, 3}
-#define K11 4, (const int[]){1, 1}
+#define K333 \
+    5, (const int[]) { 3, 3, 3 }
+#define K311 \
+    5, (const int[]) { 3, 1, 1 }
+#define K111 \
+    5, (const int[]) { 1, 1, 1 }
+#define K33 \
+    4, (const int[]) { 3, 3 }
+#define K11 \
+    4, (const int[]) { 1, 1 }
 
 static ipvg_status take_res(ipvg_context *ctx, ipvg_weights *w, res_weights *r, int in, int out, const char *name)
 {
@@ -215,8 +223,8 @@ void ipvg_vae_free(ipvg_vae **vae)
 
 /* ==== memory ==== */
 
-ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_bytes *out, const ipvg_vae *vae, int64_t frames,
-                            int64_t height, int64_t width)
+ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_bytes *out, const ipvg_vae *vae,
+                            int64_t frames, int64_t height, int64_t width)
 {
     ipvg_arena arena = {0};
     ipvg_exec ex = {.ctx = ctx, .be = be, .arena = &arena};
@@ -226,7 +234,8 @@ ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_
     /* A few frames pass every part once; the arena's peak does not depend on how many follow. */
     int64_t few = 1 + 2 * ipvg_vae_time_stride(vae), n = frames < few ? frames : few;
     ipvg_tensor video = ipvg_tensor_of(NULL, IPVG_F32, 3, n, height, width);
-    ipvg_tensor latent = ipvg_tensor_of(NULL, IPVG_F32, vae->config.z_dim, (n - 1) / ipvg_vae_time_stride(vae) + 1, h, w);
+    ipvg_tensor latent =
+        ipvg_tensor_of(NULL, IPVG_F32, vae->config.z_dim, (n - 1) / ipvg_vae_time_stride(vae) + 1, h, w);
     size_t host = (size_t)(height * width * 3) * sizeof(float); /* the frame on its way to or from the caller's array */
     ipvg_arena_plan(&arena);
     IPVG_TRY(ipvg_vae_encode(&ex, &latent, &video, vae));

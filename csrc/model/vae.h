@@ -32,10 +32,10 @@
 #define IPVG_VAE_MAX_Z 64
 
 typedef struct ipvg_vae_config {
-    int dim, z_dim;                                 /* 96, 16 */
-    int levels, dim_mult[IPVG_VAE_MAX_LEVELS];      /* 4: 1, 2, 4, 4. Space shrinks 2^(levels - 1) times */
-    int res_blocks;                                 /* 2 in a level of the encoder; the decoder has one more */
-    bool temporal[IPVG_VAE_MAX_LEVELS];             /* levels - 1: does time halve there too? no, yes, yes */
+    int dim, z_dim;                                  /* 96, 16 */
+    int levels, dim_mult[IPVG_VAE_MAX_LEVELS];       /* 4: 1, 2, 4, 4. Space shrinks 2^(levels - 1) times */
+    int res_blocks;                                  /* 2 in a level of the encoder; the decoder has one more */
+    bool temporal[IPVG_VAE_MAX_LEVELS];              /* levels - 1: does time halve there too? no, yes, yes */
     float mean[IPVG_VAE_MAX_Z], std[IPVG_VAE_MAX_Z]; /* of the latent's channels */
 } ipvg_vae_config;
 
@@ -67,8 +67,8 @@ ipvg_status ipvg_vae_decode(ipvg_exec *ex, ipvg_tensor *frames, const ipvg_tenso
 typedef struct ipvg_vae_bytes {
     size_t encode, decode;
 } ipvg_vae_bytes;
-ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_bytes *out, const ipvg_vae *vae, int64_t frames,
-                            int64_t height, int64_t width);
+ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_bytes *out, const ipvg_vae *vae,
+                            int64_t frames, int64_t height, int64_t width);
 
 /* ---- streams ----
  * A stream takes packed weights and history from ex->arena at begin and its scratch above them in each next: nothing else
@@ -76,7 +76,8 @@ ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_
 
 typedef struct ipvg_vae_encoder ipvg_vae_encoder;
 /* height, width: of the frames. */
-ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const ipvg_vae *vae, int64_t height, int64_t width);
+ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const ipvg_vae *vae, int64_t height,
+                                   int64_t width);
 /* Takes frame `index` of frames (3, T, H, W) and writes what that completes, *count = 0 or 1 latent frames, to frame `at`
  * of latent (z, t, h, w). */
 ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tensor *latent, int64_t at, int *count,
@@ -85,7 +86,8 @@ void ipvg_vae_encoder_end(const ipvg_backend *be, ipvg_vae_encoder **e);
 
 typedef struct ipvg_vae_decoder ipvg_vae_decoder;
 /* height, width: of the latent. */
-ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height, int64_t width);
+ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height,
+                                   int64_t width);
 /* Takes frame `index` of latent (z, t, h, w) and writes *count frames, one for the first and the time stride for each later
  * one, to frames (3, T, H, W) from frame `at` on. */
 ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tensor *frames, int64_t at, int *count,

@@ -5,25 +5,25 @@
 typedef struct level {
     const level_weights *weights;
     res_block block[IPVG_VAE_MAX_BLOCKS];
-    ipvg_tensor in, x;  /* (H, W, in), (H, W, out): the frame before the first block and after each; one, if in == out */
-    causal time[2];     /* the two halves of the time convolution: its even and its odd frames. They share one history */
+    ipvg_tensor in, x; /* (H, W, in), (H, W, out): the frame before the first block and after each; one, if in == out */
+    causal time[2];    /* the two halves of the time convolution: its even and its odd frames. They share one history */
     ipvg_tensor moment; /* (H, W, out): a frame that time_up made */
     ipvg_conv up;       /* doubles rows and columns, then 3x3 */
 } level;
 
 struct ipvg_vae_decoder {
     const ipvg_vae *vae;
-    int64_t h, w;                      /* of the latent */
-    bool first;                        /* the latent frame at hand is the video's first */
-    ipvg_tensor latent, post_quant;    /* (h, w, z) */
+    int64_t h, w;                   /* of the latent */
+    bool first;                     /* the latent frame at hand is the video's first */
+    ipvg_tensor latent, post_quant; /* (h, w, z) */
     ipvg_conv quant;
     causal conv1;
     middle middle;
     level level[IPVG_VAE_MAX_LEVELS];
     head head;
-    ipvg_tensor pixels;                /* (H, W, 3) */
-    float *host;                       /* (H, W, 3) or (h, w, z): to and from the caller's arrays */
-    ipvg_tensor *frames;               /* the caller's, while next runs */
+    ipvg_tensor pixels;  /* (H, W, 3) */
+    float *host;         /* (H, W, 3) or (h, w, z): to and from the caller's arrays */
+    ipvg_tensor *frames; /* the caller's, while next runs */
     int64_t at;
 };
 
@@ -33,22 +33,22 @@ static ipvg_status level_new(ipvg_exec *ex, level *l, const level_weights *weigh
 {
     ipvg_status status;
     l->weights = weights;
-    IPVG_TRY(frame_new(ex, &l->x, h, w, weights->out));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &l->x, h, w, weights->out));
     l->in = l->x;
-    if (weights->in != weights->out) IPVG_TRY(frame_new(ex, &l->in, h, w, weights->in));
-    for (int b = 0; b < weights->blocks; b++) IPVG_TRY(res_new(ex, &l->block[b], &weights->block[b], h, w));
+    if (weights->in != weights->out) IPVG_TRY(ipvg_vae_frame_new(ex, &l->in, h, w, weights->in));
+    for (int b = 0; b < weights->blocks; b++) IPVG_TRY(ipvg_vae_res_new(ex, &l->block[b], &weights->block[b], h, w));
     if (weights->temporal) {
         for (int i = 0; i < 2; i++) {
             pair half = {ipvg_tensor_slice(&weights->time.w, i * weights->out, weights->out),
                          ipvg_tensor_slice(&weights->time.b, i * weights->out, weights->out)};
-            l->time[i].conv = plain_conv(&half);
+            l->time[i].conv = ipvg_vae_conv(&half);
             IPVG_TRY(ipvg_conv_prepare(ex, &l->time[i].conv));
         }
-        IPVG_TRY(ring_new(ex, &l->time[0].in, h, w, weights->out));
-        IPVG_TRY(frame_new(ex, &l->moment, h, w, weights->out));
+        IPVG_TRY(ipvg_vae_ring_new(ex, &l->time[0].in, h, w, weights->out));
+        IPVG_TRY(ipvg_vae_frame_new(ex, &l->moment, h, w, weights->out));
     }
     if (weights->resample) {
-        l->up = plain_conv(&weights->space);
+        l->up = ipvg_vae_conv(&weights->space);
         l->up.upsample = true;
         IPVG_TRY(ipvg_conv_prepare(ex, &l->up));
     }
@@ -56,7 +56,8 @@ done:
     return status;
 }
 
-ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height, int64_t width)
+ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height,
+                                   int64_t width)
 {
     const half_weights *w = &vae->decoder;
     const ipvg_vae_config *c = &vae->config;
@@ -73,19 +74,21 @@ ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const 
     d->h = height;
     d->w = width;
     d->first = true;
-    IPVG_TRY(frame_new(ex, &d->latent, height, width, c->z_dim));
-    IPVG_TRY(frame_new(ex, &d->post_quant, height, width, c->z_dim));
-    d->quant = plain_conv(&vae->post_quant);
+    IPVG_TRY(ipvg_vae_frame_new(ex, &d->latent, height, width, c->z_dim));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &d->post_quant, height, width, c->z_dim));
+    d->quant = ipvg_vae_conv(&vae->post_quant);
     IPVG_TRY(ipvg_conv_prepare(ex, &d->quant));
-    IPVG_TRY(causal_new(ex, &d->conv1, &w->first, height, width));
-    IPVG_TRY(middle_new(ex, &d->middle, &w->middle, height, width));
+    IPVG_TRY(ipvg_vae_causal_new(ex, &d->conv1, &w->first, height, width));
+    IPVG_TRY(ipvg_vae_middle_new(ex, &d->middle, &w->middle, height, width));
     for (int i = 0; i < c->levels; i++) IPVG_TRY(level_new(ex, &d->level[i], &w->level[i], height << i, width << i));
-    IPVG_TRY(head_new(ex, &d->head, &w->head_norm, &w->head, height * scale, width * scale));
-    IPVG_TRY(frame_new(ex, &d->pixels, height * scale, width * scale, 3));
+    IPVG_TRY(ipvg_vae_head_new(ex, &d->head, &w->head_norm, &w->head, height * scale, width * scale));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &d->pixels, height * scale, width * scale, 3));
     if (!ipvg_planning(ex)) {
-        size_t floats = (size_t)(height * width) * (size_t)(3 * scale * scale > c->z_dim ? 3 * scale * scale : c->z_dim);
+        size_t floats =
+            (size_t)(height * width) * (size_t)(3 * scale * scale > c->z_dim ? 3 * scale * scale : c->z_dim);
         d->host = malloc(floats * sizeof(float));
-        if (!d->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a frame of %zu bytes", floats * sizeof(float)));
+        if (!d->host)
+            IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a frame of %zu bytes", floats * sizeof(float)));
     }
     *out = d;
     d = NULL;
@@ -100,10 +103,10 @@ void ipvg_vae_decoder_end(const ipvg_backend *be, ipvg_vae_decoder **decoder)
     if (!d) return;
     ipvg_conv_release(be, &d->quant);
     ipvg_conv_release(be, &d->conv1.conv);
-    middle_end(be, &d->middle);
+    ipvg_vae_middle_end(be, &d->middle);
     for (int i = 0; i < d->vae->config.levels; i++) {
         level *l = &d->level[i];
-        for (int b = 0; b < d->vae->decoder.level[i].blocks; b++) res_end(be, &l->block[b]);
+        for (int b = 0; b < d->vae->decoder.level[i].blocks; b++) ipvg_vae_res_end(be, &l->block[b]);
         ipvg_conv_release(be, &l->time[0].conv);
         ipvg_conv_release(be, &l->time[1].conv);
         ipvg_conv_release(be, &l->up);
@@ -119,7 +122,7 @@ void ipvg_vae_decoder_end(const ipvg_backend *be, ipvg_vae_decoder **decoder)
 static ipvg_status emit(ipvg_exec *ex, ipvg_vae_decoder *d)
 {
     ipvg_status status;
-    IPVG_TRY(causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
+    IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
     IPVG_TRY(ipvg_see(ex, &d->pixels, "head.2"));
     if (ipvg_planning(ex)) goto done;
     IPVG_TRY(ex->be->copy_out(ex, d->host, &d->pixels));
@@ -139,10 +142,10 @@ static ipvg_status level_run(ipvg_exec *ex, ipvg_vae_decoder *d, int index);
 static ipvg_status space_up(ipvg_exec *ex, ipvg_vae_decoder *d, int index, const ipvg_tensor *x)
 {
     level *l = &d->level[index], *above = &d->level[index + 1];
-    target next = res_target(&above->block[0]);
-    ipvg_conv_out out = output(&above->in, &next);
+    target next = ipvg_vae_res_target(&above->block[0]);
+    ipvg_conv_out out = ipvg_vae_output(&above->in, &next);
     ipvg_status status;
-    IPVG_TRY(frame_conv(ex, &out, x, &l->up));
+    IPVG_TRY(ipvg_vae_frame_conv(ex, &out, x, &l->up));
     IPVG_TRY(ipvg_see(ex, &above->in, "upsamples.%d", l->weights->first + l->weights->blocks));
     IPVG_TRY(level_run(ex, d, index + 1));
 done:
@@ -158,7 +161,7 @@ static ipvg_status time_up(ipvg_exec *ex, ipvg_vae_decoder *d, int index)
     ipvg_status status;
     l->time[1].in = l->time[0].in;
     for (int i = 0; i < 2; i++) {
-        IPVG_TRY(causal_run(ex, &(ipvg_conv_out){.y = &l->moment}, &l->time[i]));
+        IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &l->moment}, &l->time[i]));
         IPVG_TRY(ipvg_see(ex, &l->moment, "upsamples.%d.time_conv.%d", l->weights->first + l->weights->blocks, i));
         IPVG_TRY(space_up(ex, d, index, &l->moment));
     }
@@ -176,9 +179,9 @@ static ipvg_status level_run(ipvg_exec *ex, ipvg_vae_decoder *d, int index)
     ipvg_status status;
     for (int b = 0; b < l->weights->blocks; b++) {
         bool last = b + 1 == l->weights->blocks;
-        next = !last ? res_target(&l->block[b + 1]) : last_level ? head_target(&d->head) : NOWHERE;
-        if (last && double_time) y = ring_push(&l->time[0].in);
-        IPVG_TRY(res_run(ex, &y, b == 0 ? &l->in : &l->x, &l->block[b], &next));
+        next = !last ? ipvg_vae_res_target(&l->block[b + 1]) : last_level ? ipvg_vae_head_target(&d->head) : NOWHERE;
+        if (last && double_time) y = ipvg_vae_ring_push(&l->time[0].in);
+        IPVG_TRY(ipvg_vae_res_run(ex, &y, b == 0 ? &l->in : &l->x, &l->block[b], &next));
         IPVG_TRY(ipvg_see(ex, &y, "upsamples.%d", l->weights->first + b));
     }
     if (last_level) {
@@ -216,16 +219,16 @@ ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tenso
             for (int64_t i = 0; i < pixels; i++) d->host[i * c->z_dim + z] = plane[i] / d->vae->scale[z] + c->mean[z];
         }
     IPVG_TRY(ex->be->copy_in(ex, &d->latent, d->host));
-    ipvg_tensor z = ring_push(&d->conv1.in);
-    IPVG_TRY(frame_conv(ex, &(ipvg_conv_out){.y = &z}, &d->latent, &d->quant));
+    ipvg_tensor z = ipvg_vae_ring_push(&d->conv1.in);
+    IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &z}, &d->latent, &d->quant));
     IPVG_TRY(ipvg_see(ex, &z, "post_quant_conv"));
     ipvg_tensor *x = &d->level[0].in;
-    target next = res_target(&d->middle.block[0]);
-    ipvg_conv_out out = output(x, &next);
-    IPVG_TRY(causal_run(ex, &out, &d->conv1));
+    target next = ipvg_vae_res_target(&d->middle.block[0]);
+    ipvg_conv_out out = ipvg_vae_output(x, &next);
+    IPVG_TRY(ipvg_vae_causal_run(ex, &out, &d->conv1));
     IPVG_TRY(ipvg_see(ex, x, "conv1"));
-    next = res_target(&d->level[0].block[0]);
-    IPVG_TRY(middle_run(ex, x, &d->middle, &next));
+    next = ipvg_vae_res_target(&d->level[0].block[0]);
+    IPVG_TRY(ipvg_vae_middle_run(ex, x, &d->middle, &next));
     IPVG_TRY(level_run(ex, d, 0));
     d->first = false;
     *count = (int)made;
@@ -246,9 +249,10 @@ ipvg_status ipvg_vae_decode(ipvg_exec *ex, ipvg_tensor *frames, const ipvg_tenso
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: frames (3, T, H, W) and latent (z, t, h, w) have four dimensions");
     IPVG_TRY(ipvg_vae_latent_size(ctx, vae, frames->shape[1], frames->shape[2], frames->shape[3], &t, &h, &w));
     if (latent->shape[1] != t || latent->shape[2] != h || latent->shape[3] != w)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: %lldx%lld frames, %lld of them, come from a latent of (%lld, %lld, %lld)",
-                         (long long)frames->shape[3], (long long)frames->shape[2], (long long)frames->shape[1], (long long)t,
-                         (long long)h, (long long)w);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT,
+                         "VAE: %lldx%lld frames, %lld of them, come from a latent of (%lld, %lld, %lld)",
+                         (long long)frames->shape[3], (long long)frames->shape[2], (long long)frames->shape[1],
+                         (long long)t, (long long)h, (long long)w);
     IPVG_TRY(ipvg_vae_decoder_begin(ex, &d, vae, h, w));
     for (int64_t i = 0; i < t; i++) {
         int count = 0;

@@ -13,16 +13,16 @@ typedef struct level {
 
 struct ipvg_vae_encoder {
     const ipvg_vae *vae;
-    int64_t height, width;   /* of the frames */
-    bool first;              /* the frame at hand is the video's first */
+    int64_t height, width; /* of the frames */
+    bool first;            /* the frame at hand is the video's first */
     causal conv1;
     level level[IPVG_VAE_MAX_LEVELS];
     middle middle;
     head head;
     ipvg_tensor moments, mu; /* (h, w, 2z): before and after conv1 of the whole model */
     ipvg_conv quant;
-    float *host;             /* (H, W, 3) or (h, w, 2z): to and from the caller's arrays */
-    ipvg_tensor *latent;     /* the caller's, while next runs */
+    float *host;         /* (H, W, 3) or (h, w, 2z): to and from the caller's arrays */
+    ipvg_tensor *latent; /* the caller's, while next runs */
     int64_t at, start;
 };
 
@@ -32,22 +32,23 @@ static ipvg_status level_new(ipvg_exec *ex, level *l, const level_weights *weigh
 {
     ipvg_status status;
     l->weights = weights;
-    IPVG_TRY(frame_new(ex, &l->x, h, w, weights->out));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &l->x, h, w, weights->out));
     l->in = l->x;
-    if (weights->in != weights->out) IPVG_TRY(frame_new(ex, &l->in, h, w, weights->in));
-    for (int b = 0; b < weights->blocks; b++) IPVG_TRY(res_new(ex, &l->block[b], &weights->block[b], h, w));
+    if (weights->in != weights->out) IPVG_TRY(ipvg_vae_frame_new(ex, &l->in, h, w, weights->in));
+    for (int b = 0; b < weights->blocks; b++) IPVG_TRY(ipvg_vae_res_new(ex, &l->block[b], &weights->block[b], h, w));
     if (weights->resample) {
-        l->down = plain_conv(&weights->space);
+        l->down = ipvg_vae_conv(&weights->space);
         l->down.stride = 2;
         l->down.top = l->down.left = 0; /* one row below and one column to the right, none above or to the left */
         IPVG_TRY(ipvg_conv_prepare(ex, &l->down));
     }
-    if (weights->temporal) IPVG_TRY(causal_new(ex, &l->time, &weights->time, h / 2, w / 2));
+    if (weights->temporal) IPVG_TRY(ipvg_vae_causal_new(ex, &l->time, &weights->time, h / 2, w / 2));
 done:
     return status;
 }
 
-ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const ipvg_vae *vae, int64_t height, int64_t width)
+ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const ipvg_vae *vae, int64_t height,
+                                   int64_t width)
 {
     const half_weights *w = &vae->encoder;
     const ipvg_vae_config *c = &vae->config;
@@ -62,13 +63,13 @@ ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const 
     e->height = height;
     e->width = width;
     e->first = true;
-    IPVG_TRY(causal_new(ex, &e->conv1, &w->first, height, width));
+    IPVG_TRY(ipvg_vae_causal_new(ex, &e->conv1, &w->first, height, width));
     for (int i = 0; i < c->levels; i++) IPVG_TRY(level_new(ex, &e->level[i], &w->level[i], height >> i, width >> i));
-    IPVG_TRY(middle_new(ex, &e->middle, &w->middle, h, wide));
-    IPVG_TRY(head_new(ex, &e->head, &w->head_norm, &w->head, h, wide));
-    IPVG_TRY(frame_new(ex, &e->moments, h, wide, 2 * c->z_dim));
-    IPVG_TRY(frame_new(ex, &e->mu, h, wide, 2 * c->z_dim));
-    e->quant = plain_conv(&vae->quant);
+    IPVG_TRY(ipvg_vae_middle_new(ex, &e->middle, &w->middle, h, wide));
+    IPVG_TRY(ipvg_vae_head_new(ex, &e->head, &w->head_norm, &w->head, h, wide));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &e->moments, h, wide, 2 * c->z_dim));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &e->mu, h, wide, 2 * c->z_dim));
+    e->quant = ipvg_vae_conv(&vae->quant);
     IPVG_TRY(ipvg_conv_prepare(ex, &e->quant));
     if (!ipvg_planning(ex)) {
         int64_t in = height * width * 3, latent = h * wide * 2 * c->z_dim;
@@ -90,11 +91,11 @@ void ipvg_vae_encoder_end(const ipvg_backend *be, ipvg_vae_encoder **encoder)
     ipvg_conv_release(be, &e->conv1.conv);
     for (int i = 0; i < e->vae->config.levels; i++) {
         level *l = &e->level[i];
-        for (int b = 0; b < e->vae->encoder.level[i].blocks; b++) res_end(be, &l->block[b]);
+        for (int b = 0; b < e->vae->encoder.level[i].blocks; b++) ipvg_vae_res_end(be, &l->block[b]);
         ipvg_conv_release(be, &l->down);
         ipvg_conv_release(be, &l->time.conv);
     }
-    middle_end(be, &e->middle);
+    ipvg_vae_middle_end(be, &e->middle);
     ipvg_conv_release(be, &e->head.conv.conv);
     ipvg_conv_release(be, &e->quant);
     free(e->host);
@@ -109,9 +110,9 @@ static ipvg_status emit(ipvg_exec *ex, ipvg_vae_encoder *e)
     const ipvg_vae_config *c = &e->vae->config;
     int64_t pixels = e->mu.shape[0] * e->mu.shape[1];
     ipvg_status status;
-    IPVG_TRY(causal_run(ex, &(ipvg_conv_out){.y = &e->moments}, &e->head.conv));
+    IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &e->moments}, &e->head.conv));
     IPVG_TRY(ipvg_see(ex, &e->moments, "head.2"));
-    IPVG_TRY(frame_conv(ex, &(ipvg_conv_out){.y = &e->mu}, &e->moments, &e->quant));
+    IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &e->mu}, &e->moments, &e->quant));
     IPVG_TRY(ipvg_see(ex, &e->mu, "quant_conv"));
     if (ipvg_planning(ex)) goto done;
     IPVG_TRY(ex->be->copy_out(ex, e->host, &e->mu));
@@ -134,18 +135,18 @@ static ipvg_status resample(ipvg_exec *ex, ipvg_vae_encoder *e, int index)
     int name = l->weights->first + l->weights->blocks;
     ipvg_status status;
     if (l->weights->temporal) {
-        ipvg_tensor small = ring_push(&l->time.in);
-        IPVG_TRY(frame_conv(ex, &(ipvg_conv_out){.y = &small}, &l->x, &l->down));
+        ipvg_tensor small = ipvg_vae_ring_push(&l->time.in);
+        IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &small}, &l->x, &l->down));
         if (!e->first && ++l->waiting < 2) goto done;
         l->waiting = 0;
     }
-    target next = res_target(&below->block[0]);
-    ipvg_conv_out out = output(&below->in, &next);
+    target next = ipvg_vae_res_target(&below->block[0]);
+    ipvg_conv_out out = ipvg_vae_output(&below->in, &next);
     if (l->weights->temporal && !e->first) {
-        IPVG_TRY(causal_run(ex, &out, &l->time));
+        IPVG_TRY(ipvg_vae_causal_run(ex, &out, &l->time));
         IPVG_TRY(ipvg_see(ex, &below->in, "downsamples.%d.time_conv", name));
     } else {
-        IPVG_TRY(frame_conv(ex, &out, &l->x, &l->down));
+        IPVG_TRY(ipvg_vae_frame_conv(ex, &out, &l->x, &l->down));
     }
     IPVG_TRY(ipvg_see(ex, &below->in, "downsamples.%d", name));
     IPVG_TRY(level_run(ex, e, index + 1));
@@ -161,15 +162,17 @@ static ipvg_status level_run(ipvg_exec *ex, ipvg_vae_encoder *e, int index)
     ipvg_status status;
     for (int b = 0; b < l->weights->blocks; b++) {
         bool last = b + 1 == l->weights->blocks;
-        next = !last ? res_target(&l->block[b + 1]) : l->weights->resample ? NOWHERE : res_target(&e->middle.block[0]);
-        IPVG_TRY(res_run(ex, &l->x, b == 0 ? &l->in : &l->x, &l->block[b], &next));
+        next = !last                  ? ipvg_vae_res_target(&l->block[b + 1])
+               : l->weights->resample ? NOWHERE
+                                      : ipvg_vae_res_target(&e->middle.block[0]);
+        IPVG_TRY(ipvg_vae_res_run(ex, &l->x, b == 0 ? &l->in : &l->x, &l->block[b], &next));
         IPVG_TRY(ipvg_see(ex, &l->x, "downsamples.%d", l->weights->first + b));
     }
     if (l->weights->resample) {
         IPVG_TRY(resample(ex, e, index));
     } else {
-        next = head_target(&e->head);
-        IPVG_TRY(middle_run(ex, &l->x, &e->middle, &next));
+        next = ipvg_vae_head_target(&e->head);
+        IPVG_TRY(ipvg_vae_middle_run(ex, &l->x, &e->middle, &next));
         IPVG_TRY(ipvg_see(ex, &next.z, "head.1"));
         IPVG_TRY(emit(ex, e));
     }
@@ -185,15 +188,15 @@ ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tenso
 
     if (frames->ndim != 4 || frames->shape[0] != 3 || index < 0 || index >= frames->shape[1] ||
         frames->shape[2] != e->height || frames->shape[3] != e->width)
-        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: frame %lld of other shape than (3, T, %lld, %lld)", (long long)index,
-                         (long long)e->height, (long long)e->width);
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: frame %lld of other shape than (3, T, %lld, %lld)",
+                         (long long)index, (long long)e->height, (long long)e->width);
     if (latent->ndim != 4 || latent->shape[0] != e->vae->config.z_dim || at < 0 || at >= latent->shape[1] ||
         latent->shape[2] != e->mu.shape[0] || latent->shape[3] != e->mu.shape[1])
-        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: no room for a latent frame of (%d, %lld, %lld)", e->vae->config.z_dim,
-                         (long long)e->mu.shape[0], (long long)e->mu.shape[1]);
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: no room for a latent frame of (%d, %lld, %lld)",
+                         e->vae->config.z_dim, (long long)e->mu.shape[0], (long long)e->mu.shape[1]);
     e->latent = latent;
     e->at = e->start = at;
-    ipvg_tensor pixel = ring_push(&e->conv1.in);
+    ipvg_tensor pixel = ipvg_vae_ring_push(&e->conv1.in);
     if (!ipvg_planning(ex))
         for (int c = 0; c < 3; c++) {
             const float *plane = (const float *)frames->data + (c * frames->shape[1] + index) * pixels;
@@ -201,9 +204,9 @@ ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tenso
         }
     IPVG_TRY(ex->be->copy_in(ex, &pixel, e->host));
     ipvg_tensor *x = &e->level[0].in;
-    target next = res_target(&e->level[0].block[0]);
-    ipvg_conv_out out = output(x, &next);
-    IPVG_TRY(causal_run(ex, &out, &e->conv1));
+    target next = ipvg_vae_res_target(&e->level[0].block[0]);
+    ipvg_conv_out out = ipvg_vae_output(x, &next);
+    IPVG_TRY(ipvg_vae_causal_run(ex, &out, &e->conv1));
     IPVG_TRY(ipvg_see(ex, x, "conv1"));
     IPVG_TRY(level_run(ex, e, 0));
     e->first = false;
@@ -225,9 +228,10 @@ ipvg_status ipvg_vae_encode(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tenso
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: frames (3, T, H, W) and latent (z, t, h, w) have four dimensions");
     IPVG_TRY(ipvg_vae_latent_size(ctx, vae, frames->shape[1], frames->shape[2], frames->shape[3], &t, &h, &w));
     if (latent->shape[1] != t || latent->shape[2] != h || latent->shape[3] != w)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "VAE: %lldx%lld frames, %lld of them, make a latent of (%lld, %lld, %lld)",
-                         (long long)frames->shape[3], (long long)frames->shape[2], (long long)frames->shape[1], (long long)t,
-                         (long long)h, (long long)w);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT,
+                         "VAE: %lldx%lld frames, %lld of them, make a latent of (%lld, %lld, %lld)",
+                         (long long)frames->shape[3], (long long)frames->shape[2], (long long)frames->shape[1],
+                         (long long)t, (long long)h, (long long)w);
     IPVG_TRY(ipvg_vae_encoder_begin(ex, &e, vae, frames->shape[2], frames->shape[3]));
     for (int64_t i = 0; i < frames->shape[1]; i++) {
         int count = 0;

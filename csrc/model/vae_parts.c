@@ -4,12 +4,12 @@
 
 /* ==== memory ==== */
 
-ipvg_status frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c)
+ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c)
 {
     return ipvg_arena_tensor(ex->ctx, ex->arena, out, IPVG_F32, 3, (const int64_t[]){h, w, c});
 }
 
-ipvg_status gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma)
+ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma)
 {
     ipvg_tensor flat = ipvg_tensor_of(gamma->data, gamma->dtype, gamma->shape[0]);
     ipvg_status status;
@@ -19,7 +19,7 @@ done:
     return status;
 }
 
-ipvg_status ring_new(ipvg_exec *ex, ring *r, int64_t h, int64_t w, int64_t c)
+ipvg_status ipvg_vae_ring_new(ipvg_exec *ex, ring *r, int64_t h, int64_t w, int64_t c)
 {
     r->newest = r->count = 0;
     return ipvg_arena_tensor(ex->ctx, ex->arena, &r->slots, IPVG_F32, 4, (const int64_t[]){HISTORY, h, w, c});
@@ -31,7 +31,7 @@ static ipvg_tensor slot(const ring *r, int i)
     return ipvg_tensor_make(t.data, t.dtype, 3, t.shape + 1);
 }
 
-ipvg_tensor ring_push(ring *r)
+ipvg_tensor ipvg_vae_ring_push(ring *r)
 {
     r->newest = (r->newest + 1) % HISTORY;
     if (r->count < HISTORY) r->count++;
@@ -40,24 +40,29 @@ ipvg_tensor ring_push(ring *r)
 
 /* ==== convolutions ==== */
 
-ipvg_conv plain_conv(const pair *weights)
+ipvg_conv ipvg_vae_conv(const pair *weights)
 {
     int around = weights->w.shape[weights->w.ndim - 1] == 3;
-    return (ipvg_conv){.w = weights->w, .b = weights->b, .stride = 1, .top = around, .bottom = around, .left = around,
+    return (ipvg_conv){.w = weights->w,
+                       .b = weights->b,
+                       .stride = 1,
+                       .top = around,
+                       .bottom = around,
+                       .left = around,
                        .right = around};
 }
 
-ipvg_status causal_new(ipvg_exec *ex, causal *c, const pair *weights, int64_t h, int64_t w)
+ipvg_status ipvg_vae_causal_new(ipvg_exec *ex, causal *c, const pair *weights, int64_t h, int64_t w)
 {
     ipvg_status status;
-    c->conv = plain_conv(weights);
+    c->conv = ipvg_vae_conv(weights);
     IPVG_TRY(ipvg_conv_prepare(ex, &c->conv));
-    IPVG_TRY(ring_new(ex, &c->in, h, w, weights->w.shape[1]));
+    IPVG_TRY(ipvg_vae_ring_new(ex, &c->in, h, w, weights->w.shape[1]));
 done:
     return status;
 }
 
-ipvg_status causal_run(ipvg_exec *ex, const ipvg_conv_out *out, const causal *c)
+ipvg_status ipvg_vae_causal_run(ipvg_exec *ex, const ipvg_conv_out *out, const causal *c)
 {
     ipvg_tensor frame[HISTORY];
     const ipvg_tensor *x[HISTORY];
@@ -69,12 +74,12 @@ ipvg_status causal_run(ipvg_exec *ex, const ipvg_conv_out *out, const causal *c)
     return ipvg_conv_run(ex, out, x, n, &c->conv);
 }
 
-ipvg_status frame_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *x, const ipvg_conv *conv)
+ipvg_status ipvg_vae_frame_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *x, const ipvg_conv *conv)
 {
     return ipvg_conv_run(ex, out, &x, 1, conv);
 }
 
-ipvg_conv_out output(ipvg_tensor *y, const target *next)
+ipvg_conv_out ipvg_vae_output(ipvg_tensor *y, const target *next)
 {
     ipvg_conv_out o = {.y = y};
     if (next->wanted) {
@@ -87,46 +92,46 @@ ipvg_conv_out output(ipvg_tensor *y, const target *next)
 
 /* ==== residual block ==== */
 
-ipvg_status res_new(ipvg_exec *ex, res_block *r, const res_weights *weights, int64_t h, int64_t w)
+ipvg_status ipvg_vae_res_new(ipvg_exec *ex, res_block *r, const res_weights *weights, int64_t h, int64_t w)
 {
     ipvg_status status;
     r->weights = weights;
-    IPVG_TRY(gamma_new(ex, &r->norm1, &weights->norm1));
-    IPVG_TRY(gamma_new(ex, &r->norm2, &weights->norm2));
-    IPVG_TRY(causal_new(ex, &r->conv1, &weights->conv1, h, w));
-    IPVG_TRY(causal_new(ex, &r->conv2, &weights->conv2, h, w));
+    IPVG_TRY(ipvg_vae_gamma_new(ex, &r->norm1, &weights->norm1));
+    IPVG_TRY(ipvg_vae_gamma_new(ex, &r->norm2, &weights->norm2));
+    IPVG_TRY(ipvg_vae_causal_new(ex, &r->conv1, &weights->conv1, h, w));
+    IPVG_TRY(ipvg_vae_causal_new(ex, &r->conv2, &weights->conv2, h, w));
     if (weights->in != weights->out) {
-        r->shortcut = plain_conv(&weights->shortcut);
+        r->shortcut = ipvg_vae_conv(&weights->shortcut);
         IPVG_TRY(ipvg_conv_prepare(ex, &r->shortcut));
     }
 done:
     return status;
 }
 
-target res_target(res_block *r)
+target ipvg_vae_res_target(res_block *r)
 {
-    return (target){.z = ring_push(&r->conv1.in), .gamma = &r->norm1, .silu = true, .wanted = true};
+    return (target){.z = ipvg_vae_ring_push(&r->conv1.in), .gamma = &r->norm1, .silu = true, .wanted = true};
 }
 
-ipvg_status res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, res_block *r, const target *next)
+ipvg_status ipvg_vae_res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, res_block *r, const target *next)
 {
     ipvg_status status;
-    target inner = {.z = ring_push(&r->conv2.in), .gamma = &r->norm2, .silu = true, .wanted = true};
+    target inner = {.z = ipvg_vae_ring_push(&r->conv2.in), .gamma = &r->norm2, .silu = true, .wanted = true};
     IPVG_TRY(ipvg_check_cancel(ex->ctx));
-    ipvg_conv_out out = output(NULL, &inner);
-    IPVG_TRY(causal_run(ex, &out, &r->conv1));
+    ipvg_conv_out out = ipvg_vae_output(NULL, &inner);
+    IPVG_TRY(ipvg_vae_causal_run(ex, &out, &r->conv1));
     if (r->weights->in != r->weights->out) {
-        IPVG_TRY(frame_conv(ex, &(ipvg_conv_out){.y = y}, x, &r->shortcut));
+        IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = y}, x, &r->shortcut));
         x = y;
     }
-    out = output(y, next);
+    out = ipvg_vae_output(y, next);
     out.residual = x;
-    IPVG_TRY(causal_run(ex, &out, &r->conv2));
+    IPVG_TRY(ipvg_vae_causal_run(ex, &out, &r->conv2));
 done:
     return status;
 }
 
-void res_end(const ipvg_backend *be, res_block *r)
+void ipvg_vae_res_end(const ipvg_backend *be, res_block *r)
 {
     ipvg_conv_release(be, &r->conv1.conv);
     ipvg_conv_release(be, &r->conv2.conv);
@@ -135,14 +140,14 @@ void res_end(const ipvg_backend *be, res_block *r)
 
 /* ==== middle: block, attention within the frame, block ==== */
 
-ipvg_status middle_new(ipvg_exec *ex, middle *m, const middle_weights *weights, int64_t h, int64_t w)
+ipvg_status ipvg_vae_middle_new(ipvg_exec *ex, middle *m, const middle_weights *weights, int64_t h, int64_t w)
 {
     ipvg_status status;
     m->weights = weights;
-    IPVG_TRY(res_new(ex, &m->block[0], &weights->block[0], h, w));
-    IPVG_TRY(gamma_new(ex, &m->norm, &weights->norm));
-    IPVG_TRY(frame_new(ex, &m->input, h, w, weights->norm.shape[0]));
-    IPVG_TRY(res_new(ex, &m->block[1], &weights->block[1], h, w));
+    IPVG_TRY(ipvg_vae_res_new(ex, &m->block[0], &weights->block[0], h, w));
+    IPVG_TRY(ipvg_vae_gamma_new(ex, &m->norm, &weights->norm));
+    IPVG_TRY(ipvg_vae_frame_new(ex, &m->input, h, w, weights->norm.shape[0]));
+    IPVG_TRY(ipvg_vae_res_new(ex, &m->block[1], &weights->block[1], h, w));
 done:
     return status;
 }
@@ -152,7 +157,8 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *x, const middle *m)
 {
     int64_t c = m->input.shape[2], pixels = m->input.shape[0] * m->input.shape[1];
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor input = ipvg_tensor_of(m->input.data, IPVG_F32, pixels, c), rows = ipvg_tensor_of(x->data, IPVG_F32, pixels, c);
+    ipvg_tensor input = ipvg_tensor_of(m->input.data, IPVG_F32, pixels, c),
+                rows = ipvg_tensor_of(x->data, IPVG_F32, pixels, c);
     ipvg_tensor qkv, o;
     ipvg_status status;
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, IPVG_F32, 2, (const int64_t[]){pixels, 3 * c}));
@@ -168,41 +174,42 @@ done:
     return status;
 }
 
-ipvg_status middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const target *next)
+ipvg_status ipvg_vae_middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const target *next)
 {
     ipvg_status status;
     target attention = {.z = m->input, .gamma = &m->norm, .silu = false, .wanted = true};
-    IPVG_TRY(res_run(ex, x, x, &m->block[0], &attention));
+    IPVG_TRY(ipvg_vae_res_run(ex, x, x, &m->block[0], &attention));
     IPVG_TRY(ipvg_see(ex, x, "middle.0"));
     IPVG_TRY(ipvg_check_cancel(ex->ctx));
     IPVG_TRY(attend(ex, x, m));
     IPVG_TRY(ipvg_see(ex, x, "middle.1"));
-    target second = res_target(&m->block[1]);
+    target second = ipvg_vae_res_target(&m->block[1]);
     IPVG_TRY(ipvg_norm_silu(ex, &second.z, x, second.gamma, true));
-    IPVG_TRY(res_run(ex, x, x, &m->block[1], next));
+    IPVG_TRY(ipvg_vae_res_run(ex, x, x, &m->block[1], next));
     IPVG_TRY(ipvg_see(ex, x, "middle.2"));
 done:
     return status;
 }
 
-void middle_end(const ipvg_backend *be, middle *m)
+void ipvg_vae_middle_end(const ipvg_backend *be, middle *m)
 {
-    res_end(be, &m->block[0]);
-    res_end(be, &m->block[1]);
+    ipvg_vae_res_end(be, &m->block[0]);
+    ipvg_vae_res_end(be, &m->block[1]);
 }
 
 /* ==== head ==== */
 
-ipvg_status head_new(ipvg_exec *ex, head *o, const ipvg_tensor *norm, const pair *weights, int64_t h, int64_t w)
+ipvg_status ipvg_vae_head_new(ipvg_exec *ex, head *o, const ipvg_tensor *norm, const pair *weights, int64_t h,
+                              int64_t w)
 {
     ipvg_status status;
-    IPVG_TRY(gamma_new(ex, &o->norm, norm));
-    IPVG_TRY(causal_new(ex, &o->conv, weights, h, w));
+    IPVG_TRY(ipvg_vae_gamma_new(ex, &o->norm, norm));
+    IPVG_TRY(ipvg_vae_causal_new(ex, &o->conv, weights, h, w));
 done:
     return status;
 }
 
-target head_target(head *o)
+target ipvg_vae_head_target(head *o)
 {
-    return (target){.z = ring_push(&o->conv.in), .gamma = &o->norm, .silu = true, .wanted = true};
+    return (target){.z = ipvg_vae_ring_push(&o->conv.in), .gamma = &o->norm, .silu = true, .wanted = true};
 }

@@ -41,7 +41,8 @@ typedef struct half_weights { /* the encoder or the decoder */
 
 struct ipvg_vae {
     ipvg_vae_config config;
-    float scale[IPVG_VAE_MAX_Z]; /* 1/std in float32: the reference multiplies by it, and divides by it on the way back */
+    float
+        scale[IPVG_VAE_MAX_Z]; /* 1/std in float32: the reference multiplies by it, and divides by it on the way back */
     half_weights encoder, decoder;
     pair quant, post_quant; /* conv1 (2z, 2z, 1, 1, 1), conv2 (z, z, 1, 1, 1) */
 };
@@ -56,9 +57,9 @@ typedef struct ring {
     int newest, count; /* slot; frames so far, at most HISTORY */
 } ring;
 
-ipvg_status ring_new(ipvg_exec *ex, ring *r, int64_t h, int64_t w, int64_t c);
+ipvg_status ipvg_vae_ring_new(ipvg_exec *ex, ring *r, int64_t h, int64_t w, int64_t c);
 /* Forgets the oldest frame; the slot (H, W, C) of the new one is to be written. */
-ipvg_tensor ring_push(ring *r);
+ipvg_tensor ipvg_vae_ring_push(ring *r);
 
 /* A convolution with history; kt = 1 needs none. */
 typedef struct causal {
@@ -67,10 +68,10 @@ typedef struct causal {
 } causal;
 
 /* 3x3 around, or 1x1, from the weight's shape. h, w: of its input. */
-ipvg_status causal_new(ipvg_exec *ex, causal *c, const pair *weights, int64_t h, int64_t w);
-ipvg_status causal_run(ipvg_exec *ex, const ipvg_conv_out *out, const causal *c);
+ipvg_status ipvg_vae_causal_new(ipvg_exec *ex, causal *c, const pair *weights, int64_t h, int64_t w);
+ipvg_status ipvg_vae_causal_run(ipvg_exec *ex, const ipvg_conv_out *out, const causal *c);
 /* Any convolution of a single frame. */
-ipvg_status frame_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *x, const ipvg_conv *conv);
+ipvg_status ipvg_vae_frame_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *x, const ipvg_conv *conv);
 
 /* Where the next part wants norm_silu of what this one makes; z.data NULL: nowhere. (Planning gives fake pointers.) */
 typedef struct target {
@@ -87,12 +88,12 @@ typedef struct res_block {
     ipvg_conv shortcut;
 } res_block;
 
-ipvg_status res_new(ipvg_exec *ex, res_block *r, const res_weights *weights, int64_t h, int64_t w);
+ipvg_status ipvg_vae_res_new(ipvg_exec *ex, res_block *r, const res_weights *weights, int64_t h, int64_t w);
 /* Pushes: whoever makes the block's input x must write its norm there. */
-target res_target(res_block *r);
+target ipvg_vae_res_target(res_block *r);
 /* y = x + conv2(silu(norm2(conv1(silu(norm1 x))))); x may be y unless there is a shortcut. */
-ipvg_status res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, res_block *r, const target *next);
-void res_end(const ipvg_backend *be, res_block *r);
+ipvg_status ipvg_vae_res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, res_block *r, const target *next);
+void ipvg_vae_res_end(const ipvg_backend *be, res_block *r);
 
 typedef struct middle {
     const middle_weights *weights;
@@ -101,25 +102,26 @@ typedef struct middle {
     ipvg_tensor input; /* (H, W, C): norm of the attention's input */
 } middle;
 
-ipvg_status middle_new(ipvg_exec *ex, middle *m, const middle_weights *weights, int64_t h, int64_t w);
+ipvg_status ipvg_vae_middle_new(ipvg_exec *ex, middle *m, const middle_weights *weights, int64_t h, int64_t w);
 /* In place. Traces middle.0, middle.1, middle.2. */
-ipvg_status middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const target *next);
-void middle_end(const ipvg_backend *be, middle *m);
+ipvg_status ipvg_vae_middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const target *next);
+void ipvg_vae_middle_end(const ipvg_backend *be, middle *m);
 
 typedef struct head {
     causal conv;
     ipvg_tensor norm;
 } head;
 
-ipvg_status head_new(ipvg_exec *ex, head *o, const ipvg_tensor *norm, const pair *weights, int64_t h, int64_t w);
-target head_target(head *o);
+ipvg_status ipvg_vae_head_new(ipvg_exec *ex, head *o, const ipvg_tensor *norm, const pair *weights, int64_t h,
+                              int64_t w);
+target ipvg_vae_head_target(head *o);
 
 /* A gamma as float32 (C). */
-ipvg_status gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma);
-ipvg_status frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c);
-ipvg_conv plain_conv(const pair *weights);
+ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma);
+ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c);
+ipvg_conv ipvg_vae_conv(const pair *weights);
 
 /* outputs, with an optional target */
-ipvg_conv_out output(ipvg_tensor *y, const target *next);
+ipvg_conv_out ipvg_vae_output(ipvg_tensor *y, const target *next);
 
 #endif

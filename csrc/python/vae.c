@@ -37,7 +37,8 @@ static int read_config(PyObject *dict, ipvg_vae_config *c)
     int temporal[IPVG_VAE_MAX_LEVELS], count;
     PyObject *scales = PyDict_GetItemString(dict, "attn_scales");
     if (scales && PyObject_IsTrue(scales)) {
-        PyErr_SetString(PyExc_ValueError, "config: 'attn_scales' is not empty; only VAEs without such attention are known");
+        PyErr_SetString(PyExc_ValueError,
+                        "config: 'attn_scales' is not empty; only VAEs without such attention are known");
         return 0;
     }
     if (!ipvg_py_dict_int(dict, "dim", 1, 1 << 14, &c->dim) ||
@@ -49,8 +50,9 @@ static int read_config(PyObject *dict, ipvg_vae_config *c)
         !statistics(dict, "std", ipvg_vae_wan_std, c->z_dim, c->std))
         return 0;
     if (count != c->levels - 1) {
-        PyErr_Format(PyExc_ValueError, "config: 'temperal_downsample' must have one entry less than 'dim_mult', got %d and %d",
-                     count, c->levels);
+        PyErr_Format(PyExc_ValueError,
+                     "config: 'temperal_downsample' must have one entry less than 'dim_mult', got %d and %d", count,
+                     c->levels);
         return 0;
     }
     for (int i = 0; i < count; i++) c->temporal[i] = temporal[i];
@@ -64,8 +66,8 @@ static PyObject *vae_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     ipvg_vae_config c = {0};
     ipvg_context ctx;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwds, "O!O!O:Vae", names, ipvg_py_device_type, &device, &PyDict_Type, &config,
-                                     &weights))
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "O!O!O:Vae", names, ipvg_py_device_type, &device, &PyDict_Type,
+                                     &config, &weights))
         return NULL;
     ipvg_weights *w = ipvg_py_weights(weights);
     if (!w || !read_config(config, &c)) return NULL;
@@ -114,7 +116,8 @@ static void report(void *user, int done, int total)
 static int callable_or_none(PyObject *call, const char *what)
 {
     if (!call || call == Py_None || PyCallable_Check(call)) return 1;
-    PyErr_Format(PyExc_TypeError, "%s: expected a callable(done, total) or None, got %.100s", what, Py_TYPE(call)->tp_name);
+    PyErr_Format(PyExc_TypeError, "%s: expected a callable(done, total) or None, got %.100s", what,
+                 Py_TYPE(call)->tp_name);
     return 0;
 }
 
@@ -156,7 +159,8 @@ static int latent_size(const vae_object *self, const int64_t video[3], int64_t l
 {
     ipvg_context ctx;
     ipvg_context_init(&ctx, 1);
-    ipvg_status status = ipvg_vae_latent_size(&ctx, self->vae, video[0], video[1], video[2], latent, latent + 1, latent + 2);
+    ipvg_status status =
+        ipvg_vae_latent_size(&ctx, self->vae, video[0], video[1], video[2], latent, latent + 1, latent + 2);
     if (status != IPVG_OK) ipvg_py_raise(&ctx, status);
     return status == IPVG_OK;
 }
@@ -330,9 +334,8 @@ static void stream_dealloc(PyObject *obj)
     Py_DECREF(type);
 }
 
-static PyMethodDef stream_methods[] = {
-    {"__length_hint__", stream_length_hint, METH_NOARGS, "Chunks still to come."},
-    {NULL, NULL, 0, NULL}};
+static PyMethodDef stream_methods[] = {{"__length_hint__", stream_length_hint, METH_NOARGS, "Chunks still to come."},
+                                       {NULL, NULL, 0, NULL}};
 
 static PyType_Slot stream_slots[] = {
     {Py_tp_doc, "An iterator over decoded frames, from Vae.decode_stream: (3, 1, H, W), then (3, 4, H, W) each."},
@@ -357,8 +360,10 @@ static PyObject *vae_stride(PyObject *obj, void *unused)
 static PyMethodDef vae_methods[] = {
     {"encode", (PyCFunction)(void (*)(void))vae_encode, METH_VARARGS | METH_KEYWORDS,
      "encode(frames, progress=None, trace=None) -> (z, t, h, w) float32\n\n"
-     "The normalised latent (mu - mean) / std of frames (3, T, H, W) float32 in [-1, 1]; T = 4n+1, H and W multiples of 8,\n"
-     "t = n + 1, h = H/8, w = W/8. progress: a callable(frames done, of how many). trace: a callable(name, array) that sees\n"
+     "The normalised latent (mu - mean) / std of frames (3, T, H, W) float32 in [-1, 1]; T = 4n+1, H and W multiples "
+     "of 8,\n"
+     "t = n + 1, h = H/8, w = W/8. progress: a callable(frames done, of how many). trace: a callable(name, array) that "
+     "sees\n"
      "a copy of every block's output, frame by frame, as (H, W, C); neither may use this device.\n"
      "Raises TypeError, ValueError, MemoryError, ipvg.Cancelled, KeyboardInterrupt."},
     {"decode", (PyCFunction)(void (*)(void))vae_decode, METH_VARARGS | METH_KEYWORDS,
@@ -367,21 +372,25 @@ static PyMethodDef vae_methods[] = {
      "progress, trace and errors as for encode."},
     {"decode_stream", vae_decode_stream, METH_O,
      "decode_stream(latent) -> iterator of (3, n, H, W) float32\n\n"
-     "The same frames, as they become ready: n = 1 for the first latent frame, 4 for each of the others. Its memory does not\n"
+     "The same frames, as they become ready: n = 1 for the first latent frame, 4 for each of the others. Its memory "
+     "does not\n"
      "grow with the video's length, and is the stream's own: the device may run other things in between."},
     {"memory", vae_memory, METH_VARARGS,
      "memory(frames, height, width) -> {'encode': int, 'decode': int}\n\n"
-     "Bytes that a video of that size takes besides the weights' files and the two arrays: weights in the form that the\n"
+     "Bytes that a video of that size takes besides the weights' files and the two arrays: weights in the form that "
+     "the\n"
      "device computes with, history and scratch. Nothing is computed. ValueError for a size that cannot work."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef vae_getset[] = {
-    {"stride", vae_stride, NULL, "(frames, pixels) per step of the latent: (4, 8).", NULL}, {NULL, NULL, NULL, NULL, NULL}};
+    {"stride", vae_stride, NULL, "(frames, pixels) per step of the latent: (4, 8).", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot vae_slots[] = {
     {Py_tp_doc,
      "Vae(device, config, weights)\n\n"
-     "Wan's causal video VAE. config: a dict with dim, z_dim, dim_mult, num_res_blocks, temperal_downsample and, unless they\n"
+     "Wan's causal video VAE. config: a dict with dim, z_dim, dim_mult, num_res_blocks, temperal_downsample and, "
+     "unless they\n"
      "are Wan2.1's, mean and std of the latent's channels; weights: a _core.Weights with official tensor names\n"
      "(encoder.conv1.weight, ...). Raises ipvg.FormatError for a missing, misshapen or unknown tensor.\n"
      "Source: wan/modules/vae.py of Wan2.1."},

@@ -20,8 +20,8 @@ static ipvg_exec ex;
 static int failures;
 static uint64_t seed = 1;
 
-#define CHECK(cond, ...)                                        \
-    do {                                                        \
+#define CHECK(cond, ...)                                                \
+    do {                                                                \
         if (!(cond)) failures++, printf("FAIL " __VA_ARGS__), puts(""); \
     } while (0)
 
@@ -91,8 +91,8 @@ typedef struct setting {
 } setting;
 
 /* v (oh, ow, cout) */
-static double *reference_conv(const ipvg_tensor *const *x, int n, const ipvg_tensor *w, const ipvg_tensor *b, setting s, int oh,
-                              int ow)
+static double *reference_conv(const ipvg_tensor *const *x, int n, const ipvg_tensor *w, const ipvg_tensor *b, setting s,
+                              int oh, int ow)
 {
     int cout = (int)w->shape[0], cin = (int)w->shape[1], up = s.upsample ? 2 : 1;
     int h = (int)x[0]->shape[0] * up, width = (int)x[0]->shape[1] * up;
@@ -107,10 +107,10 @@ static double *reference_conv(const ipvg_tensor *const *x, int n, const ipvg_ten
                             int y = oy * s.stride + ky - s.top, xx = ox * s.stride + kx - s.left;
                             if (y < 0 || y >= h || xx < 0 || xx >= width) continue;
                             const float *pixel = (float *)x[t]->data + ((y / up) * x[t]->shape[1] + xx / up) * cin;
-                            const float *kernel =
-                                (float *)w->data + (int64_t)o * cin * s.kt * s.kh * s.kw +
-                                ((s.kt - n + t) * s.kh + ky) * s.kw + kx;
-                            for (int c = 0; c < cin; c++) sum += (double)pixel[c] * kernel[(int64_t)c * s.kt * s.kh * s.kw];
+                            const float *kernel = (float *)w->data + (int64_t)o * cin * s.kt * s.kh * s.kw +
+                                                  ((s.kt - n + t) * s.kh + ky) * s.kw + kx;
+                            for (int c = 0; c < cin; c++)
+                                sum += (double)pixel[c] * kernel[(int64_t)c * s.kt * s.kh * s.kw];
                         }
                 *p++ = sum;
             }
@@ -146,18 +146,32 @@ static void test_conv(const char *name, setting s, int h, int w, int cin, int co
     ipvg_tensor x[3], weight = four ? TENSOR(true, cout, cin, s.kh, s.kw) : TENSOR(true, cout, cin, s.kt, s.kh, s.kw);
     ipvg_tensor b = TENSOR(true, cout), gamma = TENSOR(true, cout, 1, 1, 1), r = TENSOR(true, oh, ow, cout);
     ipvg_tensor y = TENSOR(false, oh, ow, cout), z = TENSOR(false, oh, ow, cout);
-    ipvg_tensor wh = dtype == IPVG_F32 ? weight : halved(&weight, dtype), bh = dtype == IPVG_F32 ? b : halved(&b, dtype);
+    ipvg_tensor wh = dtype == IPVG_F32 ? weight : halved(&weight, dtype),
+                bh = dtype == IPVG_F32 ? b : halved(&b, dtype);
     const ipvg_tensor *in[3];
     for (int i = 0; i < n; i++) x[i] = TENSOR(true, h, w, cin), in[i] = &x[i];
-    ipvg_conv conv = {.w = wh, .b = bh, .stride = s.stride, .top = s.top, .bottom = s.bottom, .left = s.left, .right = s.right,
+    ipvg_conv conv = {.w = wh,
+                      .b = bh,
+                      .stride = s.stride,
+                      .top = s.top,
+                      .bottom = s.bottom,
+                      .left = s.left,
+                      .right = s.right,
                       .upsample = s.upsample};
     double *v = reference_conv(in, n, &weight, &b, s, oh, ow), *vz = malloc(sizeof(double) * (size_t)cout);
     if (residual)
         for (int64_t i = 0; i < (int64_t)oh * ow * cout; i++) v[i] += item(&r, i);
-    if (residual && in_place && want_y) memcpy(y.data, r.data, ipvg_tensor_bytes(&r));
-    else in_place = false;
-    ipvg_conv_out out = {.y = want_y ? &y : NULL, .z = want_z ? &z : NULL, .gamma = &gamma, .silu = pick(0, 1),
-                         .residual = !residual ? NULL : in_place ? &y : &r};
+    if (residual && in_place && want_y)
+        memcpy(y.data, r.data, ipvg_tensor_bytes(&r));
+    else
+        in_place = false;
+    ipvg_conv_out out = {.y = want_y ? &y : NULL,
+                         .z = want_z ? &z : NULL,
+                         .gamma = &gamma,
+                         .silu = pick(0, 1),
+                         .residual = !residual  ? NULL
+                                     : in_place ? &y
+                                                : &r};
     run(&out, in, n, &conv);
     double dy = 0, ny = 0, dz = 0, nz = 0;
     for (int64_t p = 0; p < (int64_t)oh * ow; p++) {
@@ -169,10 +183,14 @@ static void test_conv(const char *name, setting s, int h, int w, int cin, int co
             nz += vz[c] * vz[c];
         }
     }
-    if (want_y) judge(name, dy, ny, 5e-6);
-    else for (int64_t i = 0; i < ipvg_tensor_count(&y); i++) CHECK(isnan(item(&y, i)), "%s: wrote y unasked", name);
-    if (want_z) judge("then norm and SiLU", dz, nz, 2e-5); /* a short vector is scaled up, and its error with it */
-    else for (int64_t i = 0; i < ipvg_tensor_count(&z); i++) CHECK(isnan(item(&z, i)), "%s: wrote z unasked", name);
+    if (want_y)
+        judge(name, dy, ny, 5e-6);
+    else
+        for (int64_t i = 0; i < ipvg_tensor_count(&y); i++) CHECK(isnan(item(&y, i)), "%s: wrote y unasked", name);
+    if (want_z)
+        judge("then norm and SiLU", dz, nz, 2e-5); /* a short vector is scaled up, and its error with it */
+    else
+        for (int64_t i = 0; i < ipvg_tensor_count(&z); i++) CHECK(isnan(item(&z, i)), "%s: wrote z unasked", name);
     if (wh.data != weight.data) free(wh.data), free(bh.data);
     for (int i = 0; i < n; i++) free(x[i].data);
     free(weight.data), free(b.data), free(gamma.data), free(r.data), free(y.data), free(z.data), free(v), free(vz);
@@ -211,7 +229,8 @@ static void test_threads(void)
         ctx.threads = threads;
         ipvg_tensor *out = threads == 1 ? &first : &y;
         run(&(ipvg_conv_out){.y = out}, in, 1, &conv);
-        CHECK(memcmp(out->data, first.data, ipvg_tensor_bytes(&first)) == 0, "%d threads: other bytes than one", threads);
+        CHECK(memcmp(out->data, first.data, ipvg_tensor_bytes(&first)) == 0, "%d threads: other bytes than one",
+              threads);
     }
     free(x.data), free(w.data), free(b.data), free(first.data), free(y.data);
 }
@@ -232,7 +251,8 @@ static void test_refusals(void)
     CHECK(ipvg_conv_prepare(&ex, &bad) == IPVG_E_TYPE, "integer weights");
     CHECK(ipvg_conv_prepare(&ex, &conv) == IPVG_OK, "%s", ctx.error);
     CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.y = &wrong}, in, 1, &conv) == IPVG_E_ARGUMENT, "shape of y");
-    CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.y = &y}, in, 2, &conv) == IPVG_E_ARGUMENT, "more frames than the kernel");
+    CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.y = &y}, in, 2, &conv) == IPVG_E_ARGUMENT,
+          "more frames than the kernel");
     CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.y = &y}, narrow, 1, &conv) == IPVG_E_ARGUMENT, "channels of x");
     CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.y = NULL}, in, 1, &conv) == IPVG_E_ARGUMENT, "no output");
     CHECK(ipvg_conv_run(&ex, &(ipvg_conv_out){.z = &y}, in, 1, &conv) == IPVG_E_ARGUMENT, "z without gamma");
@@ -252,8 +272,9 @@ static void all(int rounds)
         test_conv("1x1x1", (setting){1, 1, 1, 1, 0, 0, 0, 0, false}, h, w, cin, cout, false);
         test_conv("3x3 stride 2", (setting){1, 3, 3, 2, 0, 1, 0, 1, false}, h + 2, w + 2, cin, cout, true);
         int kh = pick(1, 4), kw = pick(1, 4);
-        test_conv("any", (setting){pick(1, 3), kh, kw, pick(1, 2), pick(0, kh - 1), pick(0, kh - 1), pick(0, kw - 1),
-                                   pick(0, kw - 1), pick(0, 1)},
+        test_conv("any",
+                  (setting){pick(1, 3), kh, kw, pick(1, 2), pick(0, kh - 1), pick(0, kh - 1), pick(0, kw - 1),
+                            pick(0, kw - 1), pick(0, 1)},
                   h + 3, w + 3, cin, cout, false);
         test_norm(pick(1, 40), pick(1, 400));
     }
@@ -276,7 +297,8 @@ int main(int argc, char **argv)
         setenv("IPVG_ISA", isa[i], 1);
         all(rounds);
     }
-    for (int i = 0; table[i].name; i++) printf("%-28s worst %.2e  bound %.0e\n", table[i].name, table[i].worst, table[i].bound);
+    for (int i = 0; table[i].name; i++)
+        printf("%-28s worst %.2e  bound %.0e\n", table[i].name, table[i].worst, table[i].bound);
     printf(failures ? "%d failures\n" : "ok\n", failures);
     return failures != 0;
 }

@@ -13,9 +13,9 @@
 #include "conv_loops.h"
 #include "cpu.h"
 
-#define TILES 60      /* of a winograd block: weights are read once per block, so not much fewer; scratch grows with it */
-#define GATHER 49152  /* floats of a direct block's gathered rows, about */
-#define LINE 16       /* floats of a cache line */
+#define TILES 60 /* of a winograd block: weights are read once per block, so not much fewer; scratch grows with it */
+#define GATHER 49152 /* floats of a direct block's gathered rows, about */
+#define LINE 16      /* floats of a cache line */
 
 typedef struct shape {
     const ipvg_conv_loops *loops;
@@ -32,9 +32,9 @@ typedef struct job {
     const ipvg_conv_out *out;
     const float *frame[8];
     const float *bias, *gamma, *zeros;
-    int n;             /* frames */
-    int64_t h, w;      /* of the input, after upsampling */
-    int64_t oh, ow;    /* of the output */
+    int n;          /* frames */
+    int64_t h, w;   /* of the input, after upsampling */
+    int64_t oh, ow; /* of the output */
     int64_t tiles_x, count, block;
     ptrdiff_t v_stride, m_stride;
 } job;
@@ -79,7 +79,8 @@ static void pack_direct(float *packed, const float *w, const shape *s, int threa
             for (int64_t k = 0; k < taps; k++)
                 for (int c = 0; c < s->cin; c++)
                     for (int j = 0; j < columns; j++)
-                        *p++ = first + j < s->cout ? w[(((first + j) * (int64_t)s->cin + c) * s->kt + t) * taps + k] : 0.0f;
+                        *p++ = first + j < s->cout ? w[(((first + j) * (int64_t)s->cin + c) * s->kt + t) * taps + k]
+                                                   : 0.0f;
         }
 }
 
@@ -99,8 +100,8 @@ static void pack_winograd(float *packed, const float *w, const shape *s, int thr
                         kernel[k * panel + j] = w[(((first + j) * (int64_t)s->cin + c) * s->kt + t) * 9 + k];
                 s->loops->tile_weights(points, kernel);
                 for (int p = 0; p < IPVG_TILE_POINTS; p++)
-                    memcpy(packed + (p * s->kt + t) * matrix + (int64_t)first * s->cin + c * columns, points + p * panel,
-                           sizeof(float) * (size_t)columns);
+                    memcpy(packed + (p * s->kt + t) * matrix + (int64_t)first * s->cin + c * columns,
+                           points + p * panel, sizeof(float) * (size_t)columns);
             }
         }
 }
@@ -120,10 +121,7 @@ done:
     return status;
 }
 
-void ipvg_cpu_conv_release(const ipvg_backend *be, ipvg_conv *conv)
-{
-    (void)be, (void)conv; /* the arena has it */
-}
+void ipvg_cpu_conv_release(const ipvg_backend *be, ipvg_conv *conv) { (void)be, (void)conv; /* the arena has it */ }
 
 /* ---- one block ---- */
 
@@ -186,19 +184,21 @@ static void direct_block(const job *j, int64_t first, int64_t count, float *scra
             for (int64_t i = first; i < first + count; i++)
                 for (int y = 0; y < s->kh; y++)
                     for (int x = 0; x < s->kw; x++, g += s->cin)
-                        memcpy(g, pixel(j, j->frame[f], i / j->ow * j->conv->stride + y, i % j->ow * j->conv->stride + x),
+                        memcpy(g,
+                               pixel(j, j->frame[f], i / j->ow * j->conv->stride + y, i % j->ow * j->conv->stride + x),
                                sizeof(float) * (size_t)s->cin);
             a = gathered;
         }
-        s->loops->gemm(rows, s->width, a, k, (const float *)j->conv->packed + (s->kt - j->n + f) * k * s->width, (int)count,
-                       (int)k, s->width, f > 0);
+        s->loops->gemm(rows, s->width, a, k, (const float *)j->conv->packed + (s->kt - j->n + f) * k * s->width,
+                       (int)count, (int)k, s->width, f > 0);
     }
     for (int64_t i = 0; i < count; i++) finish_pixel(j, rows + i * s->width, (first + i) / j->ow, (first + i) % j->ow);
 }
 
 /* ---- the operation ---- */
 
-ipvg_status ipvg_cpu_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n, const ipvg_conv *conv)
+ipvg_status ipvg_cpu_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
+                          const ipvg_conv *conv)
 {
     ipvg_status status;
     size_t mark = ipvg_arena_mark(ex->arena), per_thread;
@@ -273,8 +273,8 @@ ipvg_status ipvg_cpu_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor 
     float *scratch;
     IPVG_TRY(ipvg_cpu_need_f32(ex, "norm_silu", "x", x));
     IPVG_TRY(ipvg_cpu_need_f32(ex, "norm_silu", "y", y));
-    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, (void **)&scratch,
-                              sizeof(float) * (size_t)(width * ex->ctx->threads)));
+    IPVG_TRY(
+        ipvg_arena_alloc(ex->ctx, ex->arena, (void **)&scratch, sizeof(float) * (size_t)(width * ex->ctx->threads)));
     if (ipvg_planning(ex)) goto done;
 #pragma omp parallel num_threads(ex->ctx->threads)
     {

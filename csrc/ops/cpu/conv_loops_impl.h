@@ -29,8 +29,8 @@ INLINE void block(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const 
                   bool add)
 {
     vf acc[ROWS][VECS];
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vecs; j++)
-        acc[i][j] = add ? vload(c + i * ldc + j * VL) : vset(0.0f);
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vecs; j++) acc[i][j] =
+        add ? vload(c + i * ldc + j * VL) : vset(0.0f);
     for (int p = 0; p < k; p++) {
         vf bv[VECS];
         UNROLL for (int j = 0; j < vecs; j++) bv[j] = vload(b + (p * vecs + j) * VL);
@@ -40,12 +40,11 @@ INLINE void block(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const 
             UNROLL for (int j = 0; j < vecs; j++) acc[i][j] = vfma(av, bv[j], acc[i][j]);
         }
     }
-    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vecs; j++)
-        vstore(c + i * ldc + j * VL, acc[i][j]);
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vecs; j++) vstore(c + i * ldc + j * VL, acc[i][j]);
 }
 
-INLINE void panel_product(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const float *b, int m, int k, int vecs,
-                          bool add)
+INLINE void panel_product(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const float *b, int m, int k,
+                          int vecs, bool add)
 {
     int i = 0;
     for (; i + ROWS <= m; i += ROWS) block(c + i * ldc, ldc, a + i * lda, lda, b, k, ROWS, vecs, add);
@@ -69,9 +68,12 @@ static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const f
             int kb = k - p < K_BLOCK ? k - p : K_BLOCK;
             const float *bp = panel + (ptrdiff_t)p * vecs * VL;
             bool more = add || p > 0;
-            if (vecs == VECS) panel_product(c + j, ldc, a + p, lda, bp, m, kb, VECS, more);
-            else if (vecs == 1) panel_product(c + j, ldc, a + p, lda, bp, m, kb, 1, more);
-            else panel_product(c + j, ldc, a + p, lda, bp, m, kb, VECS > 2 ? 2 : 1, more);
+            if (vecs == VECS)
+                panel_product(c + j, ldc, a + p, lda, bp, m, kb, VECS, more);
+            else if (vecs == 1)
+                panel_product(c + j, ldc, a + p, lda, bp, m, kb, 1, more);
+            else
+                panel_product(c + j, ldc, a + p, lda, bp, m, kb, VECS > 2 ? 2 : 1, more);
         }
     }
 }
@@ -89,16 +91,16 @@ static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const f
 #define AABB 2.8125f   /* a^2 + b^2 */
 
 /* (x^2 - a^2)(x^2 - b^2), x (x +- a)(x^2 - b^2), x (x +- b)(x^2 - a^2), x (x^2 - a^2)(x^2 - b^2) */
-#define IN_6(t, d0, d1, d2, d3, d4, d5)                                             \
-    do {                                                                             \
-        vf e1 = vfma(vset(-B2), d2, d4), o1 = vset(A1) * vfma(vset(-B2), d1, d3);   \
-        vf e2 = vfma(vset(-A2), d2, d4), o2 = vset(B1) * vfma(vset(-A2), d1, d3);   \
-        t(0, vfma(vset(A2B2), d0, vfma(vset(-AABB), d2, d4)));                         \
-        t(1, e1 + o1);                                                               \
-        t(2, e1 - o1);                                                               \
-        t(3, e2 + o2);                                                               \
-        t(4, e2 - o2);                                                               \
-        t(5, vfma(vset(A2B2), d1, vfma(vset(-AABB), d3, d5)));                         \
+#define IN_6(t, d0, d1, d2, d3, d4, d5)                                           \
+    do {                                                                          \
+        vf e1 = vfma(vset(-B2), d2, d4), o1 = vset(A1) * vfma(vset(-B2), d1, d3); \
+        vf e2 = vfma(vset(-A2), d2, d4), o2 = vset(B1) * vfma(vset(-A2), d1, d3); \
+        t(0, vfma(vset(A2B2), d0, vfma(vset(-AABB), d2, d4)));                    \
+        t(1, e1 + o1);                                                            \
+        t(2, e1 - o1);                                                            \
+        t(3, e2 + o2);                                                            \
+        t(4, e2 - o2);                                                            \
+        t(5, vfma(vset(A2B2), d1, vfma(vset(-AABB), d3, d5)));                    \
     } while (0)
 
 static void tile_in(float *v, ptrdiff_t stride, const float *const pixel[IPVG_TILE_POINTS], int c)
@@ -118,13 +120,13 @@ static void tile_in(float *v, ptrdiff_t stride, const float *const pixel[IPVG_TI
     }
 }
 
-#define OUT_4(y, m0, m1, m2, m3, m4, m5)                                    \
-    do {                                                                     \
-        vf s1 = m1 + m2, d1 = m1 - m2, s2 = m3 + m4, d2 = m3 - m4;           \
-        y(0, m0 + s1 + s2);                                                  \
-        y(1, vfma(vset(B1), d2, vset(A1) * d1));                             \
-        y(2, vfma(vset(B2), s2, vset(A2) * s1));                             \
-        y(3, vfma(vset(B3), d2, vfma(vset(A3), d1, m5)));                      \
+#define OUT_4(y, m0, m1, m2, m3, m4, m5)                           \
+    do {                                                           \
+        vf s1 = m1 + m2, d1 = m1 - m2, s2 = m3 + m4, d2 = m3 - m4; \
+        y(0, m0 + s1 + s2);                                        \
+        y(1, vfma(vset(B1), d2, vset(A1) * d1));                   \
+        y(2, vfma(vset(B2), s2, vset(A2) * s1));                   \
+        y(3, vfma(vset(B3), d2, vfma(vset(A3), d1, m5)));          \
     } while (0)
 
 static void tile_out(float *rows, ptrdiff_t ld, const float *m, ptrdiff_t stride, int n)
@@ -135,7 +137,7 @@ static void tile_out(float *rows, ptrdiff_t ld, const float *m, ptrdiff_t stride
             const float *p = m + x * stride + i;
             ptrdiff_t s = IPVG_TILE_IN * stride;
             vf m0 = vload(p), m1 = vload(p + s), m2 = vload(p + 2 * s), m3 = vload(p + 3 * s), m4 = vload(p + 4 * s),
-                m5 = vload(p + 5 * s);
+               m5 = vload(p + 5 * s);
 #define UP(k, value) t[k][x] = value
             OUT_4(UP, m0, m1, m2, m3, m4, m5);
         }
@@ -202,6 +204,4 @@ const ipvg_conv_loops CONV_TABLE = {
     .finish = finish,
 };
 
-#ifdef __clang__
-#pragma clang attribute pop /* of target.h */
-#endif
+#include "target_end.h"

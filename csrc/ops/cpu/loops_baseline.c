@@ -1,4 +1,3 @@
 #define ISA_LEVEL 1
-#define ISA_NAME "x86-64"
 #define ISA_TABLE ipvg_loops_baseline
 #include "loops_impl.h"

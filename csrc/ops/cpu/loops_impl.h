@@ -1,4 +1,4 @@
-/* The loops of loops.h for one instruction set. The including file defines ISA_LEVEL, ISA_NAME and ISA_TABLE. */
+/* The loops of loops.h for one instruction set. The including file defines ISA_LEVEL and ISA_TABLE. */
 #include "loops.h"
 
 #include "target.h"
@@ -268,6 +268,4 @@ const ipvg_loops ISA_TABLE = {
     .weighted = weighted,
 };
 
-#ifdef __clang__
-#pragma clang attribute pop
-#endif
+#include "target_end.h"

@@ -1,4 +1,3 @@
 #define ISA_LEVEL 3
-#define ISA_NAME "x86-64-v3"
 #define ISA_TABLE ipvg_loops_v3
 #include "loops_impl.h"

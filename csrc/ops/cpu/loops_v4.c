@@ -1,4 +1,3 @@
 #define ISA_LEVEL 4
-#define ISA_NAME "x86-64-v4"
 #define ISA_TABLE ipvg_loops_v4
 #include "loops_impl.h"
