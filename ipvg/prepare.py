@@ -139,7 +139,7 @@ def vace_context(
     """The VACE context: float32 (96, references + (frames + 3) // 4, H / 8, W / 8).
 
     Channels: 16 inactive latents, 16 reactive latents, 64 of the folded mask. In time: reference 0, 1, ..., video. A
-    reference's slot holds its latents, zeros, zeros. `ipvg.Source.variant` derives what a branch without references sees.
+    reference's slot holds its latents, zeros, zeros. `ipvg.Source.variant` derives what a branch without them sees.
 
     encode: the VAE's encoder. references: uint8 (h, w, 3), fitted here, or float (3, H, W) canvases in [-1, 1].
     video: uint8 (F, H, W, 3) or float (3, F, H, W) in [-1, 1], of this size and count (`fit_video`); None: exact zeros,

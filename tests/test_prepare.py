@@ -28,7 +28,7 @@ def encode(pixels):
 
 
 def test_golden_of_all_that_needs_no_vae(monkeypatch):
-    """Reference fit, source resize, tables of sizes, folded masks: equal to the original's. `make parity` does the rest."""
+    """Reference fit, source resize, tables of sizes, folded masks: as in the original. `make parity` does the rest."""
     monkeypatch.setattr(parity, "_encoder", lambda golden, device: encode)
     results = [r for r in parity.check(Golden(GOLDEN, "context"), "cpu") if r.tensor != "context"]
     assert {r.case for r in results} == set(Golden(GOLDEN, "context").cases)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libavutil/avstring.h>
 #include <libavutil/display.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,15 @@ static int refuse_open(AVFormatContext *format, AVIOContext **pb, const char *ur
     (void)format, (void)pb, (void)flags, (void)options;
     av_log(NULL, AV_LOG_ERROR, "it refers to another file, '%s', which is not followed\n", url);
     return AVERROR(EPERM);
+}
+
+/* refuse_open stops them too, but some fail there with a number that says nothing. */
+static bool is_playlist(const char *demuxer)
+{
+    static const char *const names[] = {"hls", "applehttp", "concat", "dash", "imf", "sdp", "webm_dash_manifest"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (av_match_name(names[i], demuxer)) return true;
+    return false;
 }
 
 static ipvg_status open_bytes(ipvg_context *ctx, ipvg_source *s, const char *path)
@@ -107,7 +117,12 @@ ipvg_status ipvg_source_open(ipvg_context *ctx, ipvg_source *s, const char *path
     s->format->pb = s->io;
     s->format->flags |= AVFMT_FLAG_CUSTOM_IO;
     s->format->io_open = refuse_open;
-    int err = avformat_open_input(&s->format, NULL, NULL, NULL); /* frees and nulls the format when it fails */
+    const AVInputFormat *demuxer = NULL;
+    int err = av_probe_input_buffer2(s->io, &demuxer, NULL, NULL, 0, 0);
+    if (err >= 0 && is_playlist(demuxer->name))
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a playlist (%s), and the files that it names are not opened", s->name,
+                         demuxer->name);
+    if (err >= 0) err = avformat_open_input(&s->format, NULL, demuxer, NULL); /* frees the format when it fails */
     if (err < 0) return ipvg_ff_fail(ctx, err, "%s: not a picture or video that FFmpeg can read, or damaged", s->name);
     err = avformat_find_stream_info(s->format, NULL);
     if (err < 0) return ipvg_ff_fail(ctx, err, "%s: cannot be read", s->name);
