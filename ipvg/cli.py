@@ -70,9 +70,43 @@ def _generate(args) -> int:
     began = time.monotonic()
     with Progress(quiet=args.quiet) as progress:
         video, record = _make_video(args, guidance, progress)
-        files = _save(video, args)
+    files = {"video": str(video.save(args.out))}
+    if args.contact_sheet:
+        files["contact_sheet"] = str(video.save_contact_sheet(args.contact_sheet))
     _report(args, files, {**record, "seconds": round(time.monotonic() - began, 3)})
     return OK
+
+
+def _make_video(args, guidance, progress):
+    """(Video, record of the settings that made it)."""
+    from .pipeline import Pipeline
+    from .prepare import fit_video
+    from .text import NEGATIVE
+    from .video import read_image, read_video
+
+    pipe = Pipeline.load(args.checkpoint, device=args.device, threads=args.threads)
+    job = {
+        "size": args.size or pipe.defaults.size,
+        "frames": args.frames or pipe.defaults.frames,
+        "steps": args.steps or pipe.defaults.steps,
+        "shift": pipe.defaults.shift if args.shift is None else args.shift,
+        "solver": args.solver,
+        "seed": args.seed,
+    }
+    if pipe.defaults.note and not args.quiet:
+        print(f"ipvg: {pipe.checkpoint.path.name}: {pipe.defaults.note}", file=sys.stderr)
+    references = [read_image(path) for path in args.image]
+    video = read_video(args.video) if args.video else None
+    mask = None
+    if args.mask:
+        # As the original does it: a mask is fitted like the video that it belongs to.
+        mask = fit_video(read_video(args.mask).frames, job["size"], job["frames"])[..., 0]
+    negative = NEGATIVE if args.negative is None else args.negative
+    made = pipe.generate(
+        args.prompt, references, negative=negative, video=video, mask=mask, guidance=guidance, progress=progress, **job
+    )
+    record = {"prompt": args.prompt, "negative": negative, "checkpoint": str(pipe.checkpoint.path), **job}
+    return made, {**record, "guidance": guidance.to_dict()}
 
 
 def _demo(args) -> int:
@@ -90,13 +124,10 @@ def _demo(args) -> int:
 
 def _info(args) -> int:
     from . import info
+    from .memory import estimate
+    from .pipeline import bundled
 
-    path = args.path
-    if path is None:
-        from .demo import bundled
-
-        path = bundled()
-    found = info.describe(path, sha256=args.sha256, check=args.check, **_estimates())
+    found = info.describe(args.path or bundled(), sha256=args.sha256, check=args.check, estimate=estimate)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -144,13 +175,6 @@ def _guidance(args):
     if name not in guidance.PRESETS:
         raise UsageError(f"--guidance: expected {', '.join(guidance.PRESETS)} or a .json file, got {name!r}")
     return guidance.PRESETS[name](**dict(args.weight))
-
-
-def _save(video, args) -> dict[str, str]:
-    files = {"video": str(video.save(args.out))}
-    if args.contact_sheet:
-        files["contact_sheet"] = str(video.save_contact_sheet(args.contact_sheet))
-    return files
 
 
 def _report(args, files: dict[str, str], record: dict) -> None:
@@ -244,12 +268,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--negative", help="what it does not (default: Wan2.1's own negative prompt)")
     sub.add_argument("--image", action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
     sub.add_argument("--video", metavar="FILE", help="source video to edit or extend")
-    sub.add_argument("--mask", metavar="FILE", help="video or picture: white is generated anew, black is kept")
+    sub.add_argument("--mask", metavar="FILE", help="of the source video: white is generated anew, black is kept")
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
     sub.add_argument("--size", type=_size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
     sub.add_argument("--frames", type=_frames, metavar="N", help="4n + 1 (default: the checkpoint's); 16 a second")
-    sub.add_argument("--steps", type=_count, default=50, metavar="N", help="denoising steps (default: 50)")
-    sub.add_argument("--shift", type=float, default=16.0, help="of the noise schedule (default: 16)")
+    sub.add_argument("--steps", type=_count, metavar="N", help="denoising steps (default: the checkpoint's, mostly 50)")
+    sub.add_argument("--shift", type=float, help="of the noise schedule (default: the checkpoint's, mostly 16)")
     sub.add_argument("--solver", default="unipc", choices=["unipc", "dpmpp", "euler"], help="default: unipc")
     sub.add_argument("--guidance", default="tpige_code", metavar="NAME|FILE.json", help="default: tpige_code")
     sub.add_argument(

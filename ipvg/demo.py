@@ -1,0 +1,73 @@
+"""`ipvg demo`: the bundled photo and a sentence, through every stage, into an mp4 and a contact sheet."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .guidance import PRESETS
+from .pipeline import Pipeline, bundled
+from .video import read_image
+
+PROMPT = "An astronaut in an orange suit smiles and turns her head; behind her a flag moves slowly in the wind."
+
+#: What the untrained checkpoint runs with: large enough to exercise everything, small enough for two cores.
+UNTRAINED = {"size": (192, 192), "frames": 17, "steps": 8}
+SMALLEST = {"size": (64, 48), "frames": 5, "steps": 2}
+
+
+def run(
+    out: Path, *, smallest: bool = False, threads: int | None = None, progress: Callable[[str, int, int], None] = print
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Writes demo.mp4 and demo.png into the folder `out`, which is made if need be.
+
+    Returns (what -> path, record); record["noise"] says that the weights are untrained. FileNotFoundError outside a
+    copy of the repository, which holds the picture and the weights.
+    """
+    began = time.monotonic()
+    picture = _repository() / "examples" / "astronaut.png"
+    checkpoint, trained = _checkpoint()
+    pipe = Pipeline.load(checkpoint, threads=threads)
+    job: dict[str, Any] = {} if trained else dict(UNTRAINED)
+    if smallest:
+        job = dict(SMALLEST)
+    guidance = PRESETS["tpige_code"]()
+    video = pipe.generate(PROMPT, [read_image(picture)], guidance=guidance, progress=progress, **job)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "picture": str(picture),
+        "video": str(video.save(out / "demo.mp4")),
+        "contact_sheet": str(video.save_contact_sheet(out / "demo.png")),
+    }
+    record = {
+        "prompt": PROMPT,
+        "checkpoint": str(checkpoint),
+        "noise": not trained,
+        "guidance": guidance.to_dict(),
+        "size": list(video.size),
+        "frames": len(video),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return files, record
+
+
+def _checkpoint() -> tuple[Path, bool]:
+    """(folder, trained): the bundled checkpoint, or the untrained one that models/recipe.py makes."""
+    try:
+        return bundled(), True
+    except FileNotFoundError:
+        root = _repository()
+    spec = importlib.util.spec_from_file_location("ipvg_recipe_checkpoint", root / "models" / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write(root / "build" / "recipe-checkpoint"), False
+
+
+def _repository() -> Path:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "examples" / "astronaut.png").is_file():
+        raise FileNotFoundError("the demo's picture is not installed with ipvg: run it in a copy of the repository")
+    return root
