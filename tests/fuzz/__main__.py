@@ -2,15 +2,17 @@
 
     python -m tests.fuzz --minutes 10 [--target pickle]
 
-Needs atheris (pip install atheris) and, for the C target, clang. New inputs that reach new code are merged into
+Needs atheris (pip install atheris) and, for the C target, clang. Inputs with a new outcome are added to
 tests/fuzz/corpus, which tests/test_fuzz_corpus.py and tests/c/test_weights_fuzz.c replay. A crash leaves its input in
 build/fuzz and ends with 1."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +41,6 @@ def command(target: str) -> list[str]:
 def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
     """(target, exit status, libFuzzer's closing lines)."""
     work, corpus = BUILD / target, HERE / "corpus" / target
-    merged = BUILD / f"{target}.merged"
     for folder in (work, corpus):
         folder.mkdir(parents=True, exist_ok=True)
     run = command(target)
@@ -49,16 +50,33 @@ def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
     log = BUILD / f"{target}.log"
     with log.open("wb") as out:
         status = subprocess.run([*run, *limits, *time, str(work), str(corpus)], stdout=out, stderr=out).returncode
-        if status == 0:  # keep one small input for each piece of code reached
-            shutil.rmtree(merged, ignore_errors=True)
-            merged.mkdir()
-            merge = [*run, *limits, "-set_cover_merge=1", str(merged), str(corpus), str(work)]
+        if status == 0 and target == "weights":
+            merge = [*run, *limits, "-merge=1", str(corpus), str(work)]
             status = subprocess.run(merge, stdout=out, stderr=out).returncode
-    if status == 0:
-        shutil.rmtree(corpus)
-        shutil.move(merged, corpus)
+    if status == 0 and target != "weights":  # atheris cannot merge
+        keep(target, corpus, work)
     lines = log.read_text(errors="replace").splitlines()
     return target, status, "\n".join(line for line in lines if line.startswith(("stat::number_of", "SUMMARY", "Done")))
+
+
+def keep(target: str, corpus: Path, work: Path) -> None:
+    """Adds to the corpus the smallest input for each new outcome: an error's text without its numbers and names."""
+    sys.path.insert(0, str(HERE))
+    import targets
+
+    folder = BUILD / f"{target}.files"
+    folder.mkdir(exist_ok=True)
+    seen: set[str] = set()
+    for path in [*sorted(corpus.iterdir()), *sorted(work.iterdir(), key=lambda p: p.stat().st_size)]:
+        data = path.read_bytes()
+        try:
+            targets.TARGETS[target](data, folder)
+            outcome = "accepted"
+        except targets._core.FormatError as error:
+            outcome = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", str(error).replace(str(folder), ""))
+        if outcome not in seen and path.parent == work:
+            (corpus / hashlib.sha1(data).hexdigest()).write_bytes(data)
+        seen.add(outcome)
 
 
 def main() -> int:
@@ -74,9 +92,8 @@ def main() -> int:
     failed = 0
     with ThreadPoolExecutor(2) as pool:
         for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), args.target or [*PYTHON, "weights"]):
-            print(
-                f"fuzz: {target}: {'ok' if status == 0 else f'FAILED ({status}), see build/fuzz/{target}.log'}\n{text}"
-            )
+            verdict = "ok" if status == 0 else f"FAILED ({status}), see build/fuzz/{target}.log"
+            print(f"fuzz: {target}: {verdict}\n{text}", flush=True)
             failed |= status != 0
     return int(failed)
 
