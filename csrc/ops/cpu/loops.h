@@ -26,13 +26,17 @@ typedef struct ipvg_loops {
     void (*widen)(float *y, const void *x, ipvg_dtype dtype, int64_t n);  /* from float32, bfloat16, float16 */
     void (*narrow)(void *y, const float *x, ipvg_dtype dtype, int64_t n); /* to them, nearest even */
 
-    /* Attention of one head for `rows` queries; see attention.c. */
-    void (*scores)(float *s, const float *q, const float *k, float scale, int64_t rows, int64_t keys, int64_t d,
-                   int64_t ldq, int64_t ldk, int64_t lds); /* s (rows, keys) = scale q k^T */
-    void (*softmax_step)(float *s, float *max, float *sum, float *o, int64_t rows, int64_t keys, int64_t d, int64_t lds,
-                         int64_t ldo);
-    void (*weighted)(float *o, const float *p, const float *v, int64_t rows, int64_t keys, int64_t d, int64_t ldp,
-                     int64_t ldv, int64_t ldo); /* o (rows, d) += p v */
+    /* Attention of one head, on packed blocks (tile_impl.h); see attention.c. Queries go tile_rows together, keys and
+     * columns of values tile_columns; missing ones are zeros. d of the last three is a multiple of tile_columns. */
+    int tile_rows, tile_columns;
+    void (*pack_queries)(float *dst, const float *q, int64_t rows, int64_t d, int64_t ld, float scale);
+    void (*pack_keys)(float *dst, const float *k, int64_t keys, int64_t d, int64_t ld);
+    void (*pack_values)(float *dst, const float *v, int64_t keys, int64_t d, int64_t ld);
+    void (*scores)(float *s, const float *q, const float *k, int64_t rows, int64_t keys, int64_t d, int64_t lds);
+    void (*softmax_step)(float *s, float *max, float *sum, float *o, int64_t rows, int64_t keys, int64_t d,
+                         int64_t lds);
+    void (*weighted)(float *o, const float *p, const float *v, int64_t rows, int64_t keys, int64_t d, int64_t ldp);
+    void (*divide)(float *y, const float *x, float divisor, int64_t n);
 } ipvg_loops;
 
 extern const ipvg_loops ipvg_loops_baseline, ipvg_loops_v3, ipvg_loops_v4;

@@ -198,58 +198,7 @@ static void narrow(void *y, const float *x, ipvg_dtype dtype, int64_t n)
     }
 }
 
-/* ---- attention ---- */
-
-static void scores(float *s, const float *q, const float *k, float scale, int64_t rows, int64_t keys, int64_t d,
-                   int64_t ldq, int64_t ldk, int64_t lds)
-{
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < keys; c++) {
-            vf sum = vset(0.f);
-            for (int64_t i = 0; i < d; i += VL)
-                sum = vfma(vload_n(q + r * ldq + i, d - i), vload_n(k + c * ldk + i, d - i), sum);
-            s[r * lds + c] = scale * vsum(sum);
-        }
-}
-
-/* One block of keys of the running softmax: s becomes e^(s - max), o and sum are rescaled to the new maximum. */
-static void softmax_step(float *s, float *max, float *sum, float *o, int64_t rows, int64_t keys, int64_t d, int64_t lds,
-                         int64_t ldo)
-{
-    for (int64_t r = 0; r < rows; r++) {
-        float *row = s + r * lds, *out = o + r * ldo, high = max[r];
-        int64_t i = 0;
-        vf top = vset(high), total = vset(0.f);
-        for (; i + VL <= keys; i += VL) top = vmax(top, vload(row + i));
-        high = vhighest(top);
-        for (; i < keys; i++) high = row[i] > high ? row[i] : high;
-        float keep = max[r] == -INFINITY ? 0.f : expf(max[r] - high), rest = 0.f;
-        for (i = 0; i + VL <= keys; i += VL) {
-            vf e = vexp(vload(row + i) - vset(high));
-            vstore(row + i, e);
-            total += e;
-        }
-        if (i < keys) {
-            float lane[VL];
-            vstore(lane, vexp(vload_n(row + i, keys - i) - vset(high)));
-            for (int64_t j = 0; i + j < keys; j++) rest += row[i + j] = lane[j];
-        }
-        sum[r] = sum[r] * keep + vsum(total) + rest;
-        max[r] = high;
-        for (i = 0; i < d; i += VL) vstore_n(out + i, vload_n(out + i, d - i) * vset(keep), d - i);
-    }
-}
-
-static void weighted(float *o, const float *p, const float *v, int64_t rows, int64_t keys, int64_t d, int64_t ldp,
-                     int64_t ldv, int64_t ldo)
-{
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < d; i += VL) {
-            vf sum = vload_n(o + r * ldo + i, d - i);
-            for (int64_t c = 0; c < keys; c++) sum = vfma(vset(p[r * ldp + c]), vload_n(v + c * ldv + i, d - i), sum);
-            vstore_n(o + r * ldo + i, sum, d - i);
-        }
-}
+#include "tile_impl.h"
 
 const ipvg_loops ISA_TABLE = {
     .isa = ISA_NAME,
@@ -263,9 +212,15 @@ const ipvg_loops ISA_TABLE = {
     .combine = combine,
     .widen = widen,
     .narrow = narrow,
+    .tile_rows = MR,
+    .tile_columns = NR,
+    .pack_queries = pack_queries,
+    .pack_keys = pack_keys,
+    .pack_values = pack_values,
     .scores = scores,
     .softmax_step = softmax_step,
     .weighted = weighted,
+    .divide = divide,
 };
 
 #include "target_end.h"
