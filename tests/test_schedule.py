@@ -1,7 +1,6 @@
 """Schedules and solvers: equal to the original at every golden case, and sound where the original fails."""
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,12 @@ from hypothesis import strategies as st
 from ipvg import _core, parity
 from ipvg.schedule import Schedule
 
-GOLDEN = Path(__file__).parent / "golden"
 SOLVERS = ("unipc", "dpmpp", "euler")
 DEVICE = _core.Device(threads=1)
 
 
-def test_every_golden_case_agrees():
-    results = parity.run(GOLDEN, ["schedule"])
+def test_every_golden_case_agrees(golden_dir):
+    results = parity.run(golden_dir, ["schedule"])
     assert [r for r in results if not r.ok] == []
     assert len(results) > 100
 

@@ -18,7 +18,7 @@ from ..source import Source
 from .golden import FP32, Case, Golden, Result, measure
 from .schedule import of_case
 
-#: A combination of given velocities, relative L2: eight float32 roundings, of terms up to 8 times as large as their sum.
+#: A combination of given velocities, relative L2: eight float32 roundings of terms up to 8 times as large as the sum.
 COMBINE = 2e-6
 
 #: Which golden tensor a branch's velocity is, and which golden text each prompt name.
