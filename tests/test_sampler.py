@@ -190,7 +190,7 @@ MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks
 class Mallinfo(ctypes.Structure):
     """struct mallinfo2 of glibc."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO]
 
 
 def test_a_step_allocates_nothing(make):
