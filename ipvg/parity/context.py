@@ -28,7 +28,7 @@ def check(golden: Golden, device: str) -> Iterator[Result]:
             rows = case["rows"]
             yield case.compare("rows", np.array([_row(row) for row in rows.tolist()]), 0, by="max abs")
         if "context" in case:
-            encode = encode or _encoder(golden, device)
+            encode = encode or vae(golden, _core.Device(device)).encode
             ours = prepare.vace_context(encode, cache=cache, **arguments(case))
             yield case.compare("context", ours, FP32["vae"])
             # The mask channels pass through no network: equal, or wrong.
@@ -54,9 +54,9 @@ def arguments(case: Case) -> dict[str, Any]:
         "frames": config["frames"],
         "references": [case.input(f"ref{i}") for i in range(config["references"])],
     }
-    if config["source"]:
+    if config.get("source"):
         out["video"] = case.input("video")
-    if config["mask"]:
+    if config.get("mask"):
         if "recipe" in case.inputs["mask"]:
             out["mask"] = case.input("mask")
         else:  # the rule in words: only the first frame is kept
@@ -66,12 +66,12 @@ def arguments(case: Case) -> dict[str, Any]:
     return out
 
 
-def _encoder(golden: Golden, device: str) -> prepare.Encode:
+def vae(golden: Golden, device: _core.Device) -> _core.Vae:
     """The VAE that golden.about describes; the file of the vae stage lists its tensors."""
-    vae = Golden(golden.folder, "vae").data
+    stage = Golden(golden.folder, "vae").data
     config = golden.about["vae"]
     for key in ("dim", "z_dim", "dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample"):
-        if vae["config"][key] != config[key]:
-            raise ValueError(f"vae.json is of another VAE: {key} is {vae['config'][key]}, not {config[key]}")
-    weights = {name: golden.weight(name, shape) for name, shape in vae["weights"]["shapes"].items()}
-    return _core.Vae(_core.Device(device), config, _core.Weights(weights)).encode
+        if stage["config"][key] != config[key]:
+            raise ValueError(f"vae.json is of another VAE: {key} is {stage['config'][key]}, not {config[key]}")
+    weights = {name: golden.weight(name, shape) for name, shape in stage["weights"]["shapes"].items()}
+    return _core.Vae(device, config, _core.Weights(weights))

@@ -1,4 +1,5 @@
-"""The whole denoising loop against the released one: step by step from the reference's own latents, then on its own.
+"""From pictures to frames against the released code: the context, the denoising loop step by step from the reference's
+own latents, then the loop on its own, decoded to pixels.
 
 Step by step, so that an error is seen where it arises: guidance weighs differences of predictions 5 to 8 times, and a
 trajectory on its own drifts.
@@ -10,30 +11,40 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import _core, guidance
+from .. import _core, guidance, prepare
 from ..guidance import Guidance
 from ..sampler import Sampler
 from ..schedule import Schedule
 from ..source import Source
+from ..video import Video
+from .context import arguments
+from .context import vae as vae_of
 from .golden import FP32, Case, Golden, Result, measure
 from .schedule import of_case
 
 #: A combination of given velocities, relative L2: eight float32 roundings of terms up to 8 times as large as the sum.
 COMBINE = 2e-6
 
-#: Which golden tensor a branch's velocity is, and which golden text each prompt name.
+#: Share of bytes that rounding may turn: the reference in float64 differs from itself in 2e-4 of them. A systematic
+#: difference of one (truncation for rounding) would be in half of them.
+DIFFERENT = 2e-3
+
+#: Which golden tensor a branch's velocity is, which context its reference, and which golden text each prompt name.
 _VELOCITY = {"cond": "v_c", "uncond": "v_u", "weak": "v_b"}
+_CONTEXT = {"context": "present", "context_weak": "drop"}
 _TEXT = {"cond": "text_pos", "negative": "text_neg", "null": "text_null"}
 
 
 def check(golden: Golden, device: str) -> Iterator[Result]:
     on = _core.Device(device)
-    model = _dit(golden, on)
+    model, vae, cache = _dit(golden, on), vae_of(golden, on), {}
     for case in golden.cases.values():
-        source = _source(case, golden)
-        if source is None:
-            yield case.fail("context", "no case holds the VACE context of these inputs")
-            continue
+        inputs = arguments(case)
+        context = prepare.vace_context(vae.encode, cache=cache, **inputs)
+        source = Source(context, case.config["references"], case.config["frames"], inputs["size"])
+        for name, reference in _CONTEXT.items():
+            if name in case:
+                yield case.compare(name, source.variant(reference), FP32["vae"])
         settings = {
             "guidance": of_config(case),
             "schedule": of_case(case),
@@ -42,7 +53,7 @@ def check(golden: Golden, device: str) -> Iterator[Result]:
         texts = {name: case.input(key) for name, key in _TEXT.items()}
         yield from _combination(case, settings["guidance"], settings["schedule"])
         yield from _step_by_step(case, Sampler(model, texts, source, **settings))
-        yield from _on_its_own(case, Sampler(model, texts, source, **settings))
+        yield from _on_its_own(case, Sampler(model, texts, source, **settings), vae)
 
 
 def of_config(case: Case) -> Guidance:
@@ -81,10 +92,18 @@ def _at(case: Case, k: int, tensor: str, ours: np.ndarray) -> Result:
     return measure("endtoend", case.name, f"step {k} {tensor}", ours, case[tensor][k], FP32["forward"], note=note)
 
 
-def _on_its_own(case: Case, sampler: Sampler) -> Iterator[Result]:
+def _on_its_own(case: Case, sampler: Sampler, vae: _core.Vae) -> Iterator[Result]:
     samples = [step.latent.copy() for step in sampler]
     yield case.compare("x", np.stack(samples), FP32["forward"], note="every sample of a free run")
     yield case.compare("latents", sampler.latents, FP32["forward"])
+    decoded = vae.decode(sampler.latents)
+    if "decoded" in case:
+        yield case.compare("decoded", decoded, FP32["vae"])
+    u8 = np.asarray(Video.from_float(decoded))
+    yield case.compare("u8", u8, 1, by="max abs", note="rounding ties")
+    share = float((u8 != case["u8"]).mean()) if u8.shape == case["u8"].shape else 1.0
+    note = "share of bytes that differ at all"
+    yield Result("endtoend", case.name, "u8 (share)", share, DIFFERENT, share <= DIFFERENT, note, "share")
 
 
 def _dit(golden: Golden, device: _core.Device) -> _core.Dit:
@@ -93,14 +112,3 @@ def _dit(golden: Golden, device: _core.Device) -> _core.Dit:
     config = dit.about["configs"][golden.about["dit"]["config"]]
     weights = {name: golden.weight(name, shape) for name, shape in config["weights"].items()}
     return _core.Dit(device, {**dit.about["common"], **config}, _core.Weights(weights))
-
-
-def _source(case: Case, golden: Golden) -> Source | None:
-    c = case.config
-    for other in golden.cases.values():
-        if "context" in other and all(other.config.get(key) == c.get(key) for key in _INPUTS):
-            return Source(other["context"], c["references"], c["frames"], (c["width"], c["height"]))
-    return None
-
-
-_INPUTS = ("height", "width", "frames", "references", "source", "mask")
