@@ -71,8 +71,8 @@ def memory_table(
     dtypes: Iterable[str] = ("float32", "bfloat16"),
     devices: Iterable[str] = ("cpu",),
 ) -> list[dict[str, Any]]:
-    """A row for every (device, dtype, size, frames): the bytes of each part that `estimate` names, and their "total". A
-    combination that cannot work (ValueError, RuntimeError) says why under "error" instead."""
+    """A row for every (device, dtype, size, frames): the bytes of each of the "parts" that `estimate` names, and their
+    "total". A combination that cannot work (ValueError, RuntimeError) says why under "error" instead."""
     devices, dtypes, sizes = tuple(devices), tuple(dtypes), tuple(sizes)
     rows = []
     for device in devices:
@@ -81,8 +81,8 @@ def memory_table(
                 row: dict[str, Any] = {"device": device, "dtype": dtype}
                 row |= {"width": width, "height": height, "frames": frames}
                 try:
-                    parts = estimate(ckpt, **row)
-                    row |= {**{k: int(v) for k, v in parts.items()}, "total": int(sum(parts.values()))}
+                    row["parts"] = {k: int(v) for k, v in estimate(ckpt, **row).items()}
+                    row["total"] = sum(row["parts"].values())
                 except (ValueError, RuntimeError) as error:
                     row["error"] = str(error)
                 rows.append(row)
@@ -104,7 +104,7 @@ def _component(ckpt: Checkpoint, name: str, sha256: bool, progress) -> dict[str,
             file["sha256"] = hashes[file["name"]]
             file["published"] = PUBLISHED.get(file["sha256"])
     return {
-        "config": dataclasses.asdict(component.config),
+        "config": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(component.config).items()},
         "tensors": len(component.entries),
         "parameters": sum(entry.count for entry in component.entries.values()),
         "bytes": component.nbytes,
@@ -172,15 +172,15 @@ def _render_tokenizer(part: Mapping[str, Any]) -> list[str]:
 
 
 def _render_memory(rows: list[Mapping[str, Any]]) -> list[str]:
-    fixed = ("device", "dtype", "width", "height", "frames", "total", "error")
-    parts = list(dict.fromkeys(k for row in rows for k in row if k not in fixed))
+    parts = list(dict.fromkeys(part for row in rows for part in row.get("parts", ())))
     table = [["device", "dtype", "size", "frames", *parts, "total"]]
     for row in rows:
         head = [row["device"], row["dtype"], f"{row['width']}x{row['height']}", str(row["frames"])]
         if "error" in row:
             table.append([*head, row["error"]])
         else:
-            table.append([*head, *(gigabytes(row[k]) if k in row else "-" for k in parts), gigabytes(row["total"])])
+            of = row["parts"]
+            table.append([*head, *(gigabytes(of[k]) if k in of else "-" for k in parts), gigabytes(row["total"])])
     columns = len(table[0])
     widths = [max(len(line[i]) for line in table if len(line) == columns) for i in range(columns)]
     return ["memory needed", *("    " + "  ".join(t.ljust(w) for t, w in zip(line, widths)).rstrip() for line in table)]

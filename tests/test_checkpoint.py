@@ -11,7 +11,7 @@ import checkpoint_files as files
 import numpy as np
 import pytest
 
-from ipvg import _core
+from ipvg import _core, info, memory
 from ipvg.checkpoint import Checkpoint, names, save_safetensors
 from ipvg.checkpoint.config import infer_text, infer_vae, read_dit, read_text, read_vae
 from ipvg.checkpoint.entry import from_bfloat16, to_bfloat16
@@ -221,6 +221,14 @@ def test_full_size_files_open_at_once_and_map_whole(full_size, layout):
         assert not weights.array(name).any()  # a hole reads as zeros: the last byte of the last file is mapped
     assert sum(e.count for e in ckpt.components["text"].entries.values()) == 5_680_910_336
     assert ckpt.components["dit"].nbytes == files.keys(f"vace_{size}")["bytes"]
+
+
+def test_the_memory_of_a_full_size_job_is_known_without_reading_weights(full_size):
+    size, official, _, _ = full_size
+    found = info.describe(official, estimate=memory.estimate, sizes=[(832, 480, 81)], dtypes=["float32"])
+    (row,) = found["memory"]
+    assert row["parts"]["weights"] >= sum(part["bytes"] for part in found["components"].values())
+    assert 1e9 < row["total"] - row["parts"]["weights"] < 1e11
 
 
 # ---- what is missing, extra or misshapen is named ----
