@@ -59,7 +59,7 @@ def describe(
             out["ok"] = False
     out["tokenizer"] = _tokenizer(ckpt.tokenizer_path, check)
     out["ok"] = out["ok"] and "error" not in out["tokenizer"] and out["tokenizer"].get("check", {}).get("ok", True)
-    if estimate and out["ok"]:
+    if estimate and len(ckpt.components) == len(COMPONENTS):
         out["memory"] = memory_table(ckpt, estimate, sizes, dtypes, devices)
     return out
 

@@ -224,7 +224,7 @@ def test_full_size_files_open_at_once_and_map_whole(full_size, layout):
 
 
 def test_the_memory_of_a_full_size_job_is_known_without_reading_weights(full_size):
-    size, official, _, _ = full_size
+    official = full_size[1]
     found = info.describe(official, estimate=memory.estimate, sizes=[(832, 480, 81)], dtypes=["float32"])
     (row,) = found["memory"]
     assert row["parts"]["weights"] >= sum(part["bytes"] for part in found["components"].values())
