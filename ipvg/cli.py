@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; its exit status. --help and wrong usage leave through SystemExit, as argparse does."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()  # here, where a failure has an answer, not when the interpreter ends
+        return status
     except KeyboardInterrupt:
         print("\nipvg: stopped", file=sys.stderr)
         return INTERRUPTED

@@ -16,7 +16,7 @@ def estimate(
     checkpoint: Checkpoint, *, width: int, height: int, frames: int, dtype: str = "float32", device: str = "cpu"
 ) -> dict[str, int]:
     """Bytes by part: "weights" (mapped, in the file's dtypes), "scratch" (the largest stage's), "latents" (prepared
-    texts, contexts and the sampler's own) and "frames" (the result).
+    texts, contexts and the sampler's own) and "video" (the result).
 
     Works without the files' data: only names and shapes are used. Raises ValueError for a size or device that cannot
     work, ipvg.UnsupportedError for a dtype that this machine does not compute in.
@@ -39,5 +39,5 @@ def estimate(
         "weights": sum(part.nbytes for part in checkpoint.components.values()) + of_vae.get("weights", 0),
         "scratch": max(text.scratch(512), of_vae["encode"], of_vae["decode"], of_dit["scratch"]),
         "latents": TEXTS * of_dit["text"] + 2 * of_dit["context"] + 10 * latent,
-        "frames": 3 * frames * height * width,
+        "video": 3 * frames * height * width,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,3 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def golden_dir() -> Path:
     """The golden folder: IPVG_GOLDEN, else tests/golden. Read cases from its JSON files and name none."""
     return Path(os.environ.get("IPVG_GOLDEN") or ROOT / "tests/golden")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """The untrained checkpoint of models/recipe.py: official layout, complete, small."""
+    spec = importlib.util.spec_from_file_location("ipvg_recipe_checkpoint", ROOT / "models" / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write(tmp_path_factory.mktemp("checkpoint") / "small")
