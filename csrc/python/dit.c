@@ -134,7 +134,7 @@ static int parse_scale(PyObject *scale, const ipvg_dit_config *c, float *out)
     PyObject *fast = NULL;
     int ok = 0;
 
-    if (scale && !PyNumber_Check(scale)) {
+    if (scale && PySequence_Check(scale) && !(PyArray_Check(scale) && PyArray_NDIM((PyArrayObject *)scale) == 0)) {
         fast = PySequence_Fast(scale, "scale: expected a number, or a sequence of one for each VACE layer");
         if (!fast) return 0;
         if (PySequence_Fast_GET_SIZE(fast) != c->n_vace) {
