@@ -120,7 +120,7 @@ class Sampler:
         cls,
         model: Dit,
         schedule: Schedule,
-        branches: Sequence[tuple[DitText, DitContext, Sequence[int], bool, float | Sequence[float]]],
+        branches: Sequence[tuple[DitText, DitContext, tuple[int, ...], bool, float]],
         weights: ArrayLike,
         noise: ArrayLike,
     ) -> Sampler: ...

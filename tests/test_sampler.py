@@ -1,6 +1,7 @@
 """The denoising loop: what it computes, what it leaves out, what it shows, and how it can be stopped."""
 
 import ctypes
+import gc
 import hashlib
 import os
 import signal
@@ -202,10 +203,13 @@ def test_a_step_allocates_nothing(make):
     core = sampler._core
     core.step()
     core.step()  # libraries build and keep their kernels at the first
+    gc.collect()  # else Python's own memory may change hands meanwhile
+    gc.disable()
     before, address, scratch = libc.mallinfo2(), core.latent.ctypes.data, core.device.scratch
     for _ in range(10):
         core.step()
     after = libc.mallinfo2()
+    gc.enable()
     assert core.latent.ctypes.data == address and core.device.scratch == scratch > 0
     grown = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd
     assert abs(grown) < 4096  # a latent alone is 12 KiB here
@@ -261,22 +265,21 @@ def test_cancel_stops_a_step_within_a_block_and_loses_nothing(make):
     stopped = []
 
     def work():
-        begin = time.perf_counter()
         try:
             sampler.step()
-        except _core.Cancelled as error:
-            stopped.append((time.perf_counter() - begin, str(error)))
+        except _core.Cancelled:
+            stopped.append("cancelled")
 
     thread = threading.Thread(target=work)
     forwards = sampler.forwards
     thread.start()
-    while not sampler._core.busy:
-        time.sleep(0.001)
-    time.sleep(0.02)
+    while not sampler._core.busy and thread.is_alive():
+        time.sleep(0.0005)
+    time.sleep(0.2 * whole)
     sampler.cancel()
     thread.join()
-    assert len(stopped) == 1 and sampler.index == 1 and sampler.forwards < forwards + 3
-    assert stopped[0][0] < 0.8 * whole  # a block is 1 of 18 here
+    # It is over, and not because the step was: that "within a block" holds is counted in tests/c/test_sample.c.
+    assert stopped == ["cancelled"] and sampler.index == 1 and sampler.forwards < forwards + 3
     assert np.array_equal(sampler.latent, latent)
     assert next(sampler).latent.tobytes() == next(reference).latent.tobytes()
 

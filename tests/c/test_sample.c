@@ -200,6 +200,14 @@ static void a_copy_of_the_state_is_a_fork(ipvg_solver solver)
     ipvg_schedule_free(&s); /* a second time is harmless */
 }
 
+static int polls, polls_left;
+
+static int count_polls(void *user)
+{
+    (void)user;
+    return ++polls == polls_left;
+}
+
 static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit_text *text,
                                              const ipvg_dit_context *context)
 {
@@ -240,6 +248,22 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
         CHECK(ipvg_sampler_step(&ex, sampler) == IPVG_E_CANCELLED && sampler->state.step == k);
         CHECK(ipvg_sampler_step(&ex, sampler) == IPVG_OK);
     }
+    CHECK(memcmp(expected, sampler->state.x.data, sizeof expected) == 0);
+    ipvg_sampler_free(&be, &sampler);
+
+    /* Within one block: the check that sees the cancel is the last one made, wherever in the step it comes. */
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight) == IPVG_OK);
+    CHECK(ipvg_sampler_set(&ex, sampler, start) == IPVG_OK);
+    ctx.poll = count_polls;
+    for (polls_left = 1;; polls_left = polls + 1) {
+        polls = 0;
+        ipvg_status status = ipvg_sampler_step(&ex, sampler);
+        if (status == IPVG_OK) break;
+        CHECK(status == IPVG_E_CANCELLED && polls == polls_left && sampler->state.step == 0);
+    }
+    CHECK(polls == 2 && sampler->state.step == 1); /* a VACE and a main block; the second branch skips its own */
+    ctx.poll = NULL;
+    while (sampler->state.step < STEPS) CHECK(ipvg_sampler_step(&ex, sampler) == IPVG_OK);
     CHECK(memcmp(expected, sampler->state.x.data, sizeof expected) == 0);
     ipvg_sampler_free(&be, &sampler);
 
