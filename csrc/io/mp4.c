@@ -156,7 +156,7 @@ static int encode(ipvg_mp4 *m, const AVFrame *frame)
         err = avcodec_receive_packet(m->codec, m->packet);
         if (err == AVERROR(EAGAIN) || err == AVERROR_EOF) return 0;
         if (err < 0) break;
-        m->packet->duration = 1; /* or the last frame would last no time, and the file one frame less */
+        m->packet->duration = 1; /* the last frame's too, which a muxer would have to guess */
         m->packet->stream_index = m->stream->index;
         av_packet_rescale_ts(m->packet, m->codec->time_base, m->stream->time_base);
         err = av_interleaved_write_frame(m->format, m->packet);
