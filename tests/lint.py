@@ -18,6 +18,7 @@ import numpy
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500  # usual files stay below 400; one noun each
+MAX_TEST_LINES = 700
 
 # Who may include whom. kernels/ knows CUDA alone, and only csrc/ops/cuda includes it.
 BELOW = {
@@ -83,9 +84,9 @@ def check_includes():
 def check_text():
     for path in [*C_FILES, *ROOT.glob("ipvg/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         text = path.read_text()
-        lines = text.count("\n")
-        if lines > MAX_LINES:
-            yield f"{name(path)}: {lines} lines; split it by noun (at most {MAX_LINES})"
+        lines, most = text.count("\n"), MAX_TEST_LINES if name(path).startswith("tests/") else MAX_LINES
+        if lines > most:
+            yield f"{name(path)}: {lines} lines; split it by noun (at most {most})"
     for path in CORE:
         # Blank out comments and strings, keeping the line numbers.
         code = COMMENT_OR_STRING.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), path.read_text())

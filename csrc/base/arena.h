@@ -18,7 +18,8 @@
 
 /* Where buffers come from: malloc on the CPU, the device allocator on a GPU. Part of a backend (ops/backend.h). */
 typedef struct ipvg_memory {
-    ipvg_status (*alloc)(const struct ipvg_memory *m, ipvg_context *ctx, void **out, size_t bytes); /* IPVG_ALIGN-aligned */
+    ipvg_status (*alloc)(const struct ipvg_memory *m, ipvg_context *ctx, void **out,
+                         size_t bytes); /* IPVG_ALIGN-aligned */
     void (*free)(const struct ipvg_memory *m, void *p);
     void *state;
 } ipvg_memory;

@@ -13,10 +13,10 @@
 #include "status.h"
 
 typedef struct ipvg_context {
-    char error[1024];  /* why the last call failed: names the thing and, where it can, the fix */
-    int sys_errno;     /* errno of the last IPVG_E_IO, 0 if none */
-    int threads;       /* OpenMP threads of this context's calls, >= 1 */
-    atomic_int cancel; /* non-zero: the running call returns IPVG_E_CANCELLED within one block */
+    char error[1024];        /* why the last call failed: names the thing and, where it can, the fix */
+    int sys_errno;           /* errno of the last IPVG_E_IO, 0 if none */
+    int threads;             /* OpenMP threads of this context's calls, >= 1 */
+    atomic_int cancel;       /* non-zero: the running call returns IPVG_E_CANCELLED within one block */
     int (*poll)(void *user); /* called about once a block when set; non-zero cancels (Python looks for signals here) */
     void *poll_user;
     void (*progress)(void *user, int done, int total); /* optional, from the calling thread */
@@ -28,7 +28,8 @@ void ipvg_context_init(ipvg_context *ctx, int threads);
 
 /* Writes the error text and returns `status`, so that a failure is one statement:
  *     return ipvg_fail(ctx, IPVG_E_ARGUMENT, "frames: expected 4n+1, got %d", frames); */
-__attribute__((format(printf, 3, 4))) ipvg_status ipvg_fail(ipvg_context *ctx, ipvg_status status, const char *fmt, ...);
+__attribute__((format(printf, 3, 4))) ipvg_status ipvg_fail(ipvg_context *ctx, ipvg_status status, const char *fmt,
+                                                            ...);
 
 /* The same for a failed system call: adds strerror(errno). */
 __attribute__((format(printf, 2, 3))) ipvg_status ipvg_fail_errno(ipvg_context *ctx, const char *fmt, ...);
@@ -36,8 +37,8 @@ __attribute__((format(printf, 2, 3))) ipvg_status ipvg_fail_errno(ipvg_context *
 /* Called between blocks: IPVG_OK, or IPVG_E_CANCELLED with the text set. Clears the flag it obeyed. */
 ipvg_status ipvg_check_cancel(ipvg_context *ctx);
 
-#define IPVG_TRY(call)                              \
-    do {                                            \
+#define IPVG_TRY(call)                               \
+    do {                                             \
         if ((status = (call)) != IPVG_OK) goto done; \
     } while (0)
 

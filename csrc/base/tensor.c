@@ -8,8 +8,9 @@ static const struct {
     size_t size;
     const char *name;
 } dtypes[IPVG_DTYPES] = {
-    [IPVG_F32] = {4, "float32"}, [IPVG_BF16] = {2, "bfloat16"}, [IPVG_F16] = {2, "float16"}, [IPVG_F64] = {8, "float64"},
-    [IPVG_I32] = {4, "int32"},   [IPVG_I64] = {8, "int64"},     [IPVG_U8] = {1, "uint8"},
+    [IPVG_F32] = {4, "float32"}, [IPVG_BF16] = {2, "bfloat16"}, [IPVG_F16] = {2, "float16"},
+    [IPVG_F64] = {8, "float64"}, [IPVG_I32] = {4, "int32"},     [IPVG_I64] = {8, "int64"},
+    [IPVG_U8] = {1, "uint8"},
 };
 
 size_t ipvg_dtype_size(ipvg_dtype dtype) { return dtypes[dtype].size; }
@@ -47,8 +48,10 @@ float ipvg_tensor_at(const ipvg_tensor *t, int64_t i)
     bits = ((const uint16_t *)t->data)[i];
     if (t->dtype == IPVG_F16) {
         int exponent = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
-        if (exponent == 31) x = fraction ? NAN : INFINITY;
-        else x = exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
+        if (exponent == 31)
+            x = fraction ? NAN : INFINITY;
+        else
+            x = exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
         return bits >> 15 ? -x : x;
     }
     bits <<= 16; /* bfloat16 is the upper half of a float32 */

@@ -31,7 +31,7 @@ size_t ipvg_dtype_size(ipvg_dtype dtype);
 const char *ipvg_dtype_name(ipvg_dtype dtype); /* "float32", "bfloat16", ... */
 
 /* A contiguous view of `data`. ipvg_tensor_of(x, IPVG_F32, 2, rows, cols) */
-#define ipvg_tensor_of(data, dtype, ...)                                                              \
+#define ipvg_tensor_of(data, dtype, ...)                                                         \
     ipvg_tensor_make((data), (dtype), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), \
                      (const int64_t[]){__VA_ARGS__})
 ipvg_tensor ipvg_tensor_make(void *data, ipvg_dtype dtype, int ndim, const int64_t *shape);

@@ -30,7 +30,8 @@ struct ipvg_exec {
 static inline bool ipvg_planning(const ipvg_exec *ex) { return ex->arena->planning; }
 
 /* Shows a tensor to the trace, if there is one: ipvg_see(ex, &x, "block%d_out", i). Nothing happens while planning. */
-__attribute__((format(printf, 3, 4))) ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, ...);
+__attribute__((format(printf, 3, 4))) ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt,
+                                                           ...);
 
 typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_act;
 

@@ -21,23 +21,20 @@ static bool is(const ipvg_tensor *t, int ndim, const int64_t *shape)
 }
 #define IS(t, ...) is((t), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__})
 
-static bool same_shape(const ipvg_tensor *a, const ipvg_tensor *b)
-{
-    return is(a, b->ndim, b->shape);
-}
+static bool same_shape(const ipvg_tensor *a, const ipvg_tensor *b) { return is(a, b->ndim, b->shape); }
 
 static bool contiguous(const ipvg_tensor *t) { return t->ndim == 0 || t->ld == t->shape[t->ndim - 1]; }
 
 #define NEED(cond, op, what, t, wanted) \
     if (!(cond)) return bad_shape(ex, op, what, t, wanted)
 #define NEED_OP(entry, op) \
-    if (!ex->be->entry)     \
+    if (!ex->be->entry)    \
     return ipvg_fail(ex->ctx, IPVG_E_UNSUPPORTED, "%s is not offered by the %s backend", op, ex->be->name)
 
 /* ---- transformers ---- */
 
-ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
-                        const ipvg_tensor *b, ipvg_act act)
+ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
+                        ipvg_act act)
 {
     NEED(x->ndim == 2, "linear", "x", x, "(L, K)");
     NEED(w->ndim == 2 && w->shape[1] == x->shape[1] && contiguous(w), "linear", "w", w, "(N, K of x)");
@@ -148,8 +145,8 @@ ipvg_status ipvg_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor 
 {
     NEED(latent->ndim == 4 && latent->shape[2] % 2 == 0 && latent->shape[3] % 2 == 0, "patchify", "latent", latent,
          "(C, F, even h, even w)");
-    NEED(IS(tokens, latent->shape[1] * (latent->shape[2] / 2) * (latent->shape[3] / 2), latent->shape[0] * 4), "patchify",
-         "tokens", tokens, "(F * h/2 * w/2, 4 C)");
+    NEED(IS(tokens, latent->shape[1] * (latent->shape[2] / 2) * (latent->shape[3] / 2), latent->shape[0] * 4),
+         "patchify", "tokens", tokens, "(F * h/2 * w/2, 4 C)");
     NEED_OP(patchify, "patchify");
     return ex->be->patchify(ex, tokens, latent);
 }
@@ -176,7 +173,8 @@ ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
 ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv)
 {
     const ipvg_tensor *w = &conv->w;
-    NEED((w->ndim == 5 || w->ndim == 4) && contiguous(w), "conv", "w", w, "(Cout, Cin, kt, kh, kw) or (Cout, Cin, kh, kw)");
+    NEED((w->ndim == 5 || w->ndim == 4) && contiguous(w), "conv", "w", w,
+         "(Cout, Cin, kt, kh, kw) or (Cout, Cin, kh, kw)");
     NEED(IS(&conv->b, w->shape[0]), "conv", "b", &conv->b, "(Cout of w,)");
     if (conv->stride != 1 && conv->stride != 2)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "conv: stride 1 or 2, got %d", conv->stride);
@@ -194,7 +192,8 @@ void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv)
     conv->packed = NULL;
 }
 
-ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n, const ipvg_conv *c)
+ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
+                          const ipvg_conv *c)
 {
     if (n < 1 || n > c->kt) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "conv: 1 to %d frames, got %d", c->kt, n);
     for (int i = 0; i < n; i++) {
@@ -206,18 +205,18 @@ ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_te
     int64_t w = (up * x[0]->shape[1] + c->left + c->right - c->kw) / c->stride + 1;
     const ipvg_tensor *frames[] = {out->y, out->z, out->residual};
     for (int i = 0; i < 3; i++)
-        NEED(!frames[i] || (IS(frames[i], h, w, c->w.shape[0]) && contiguous(frames[i])), "conv", "an output or the residual",
-             frames[i], "what x, the kernel, the stride and the padding give");
+        NEED(!frames[i] || (IS(frames[i], h, w, c->w.shape[0]) && contiguous(frames[i])), "conv",
+             "an output or the residual", frames[i], "what x, the kernel, the stride and the padding give");
     if (out->z)
-        NEED(out->gamma && out->gamma->dtype == IPVG_F32 && ipvg_tensor_count(out->gamma) == c->w.shape[0], "conv", "gamma",
-             out->gamma ? out->gamma : &c->b, "(Cout of w,) float32");
+        NEED(out->gamma && out->gamma->dtype == IPVG_F32 && ipvg_tensor_count(out->gamma) == c->w.shape[0], "conv",
+             "gamma", out->gamma ? out->gamma : &c->b, "(Cout of w,) float32");
     return ex->be->conv(ex, out, x, n, c);
 }
 
 ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu)
 {
-    NEED(x->ndim >= 1 && gamma->dtype == IPVG_F32 && ipvg_tensor_count(gamma) == x->shape[x->ndim - 1], "norm_silu", "gamma",
-         gamma, "(C of x,) float32");
+    NEED(x->ndim >= 1 && gamma->dtype == IPVG_F32 && ipvg_tensor_count(gamma) == x->shape[x->ndim - 1], "norm_silu",
+         "gamma", gamma, "(C of x,) float32");
     NEED(same_shape(y, x), "norm_silu", "y", y, "the shape of x");
     NEED_OP(norm_silu, "norm_silu");
     return ex->be->norm_silu(ex, y, x, gamma, silu);

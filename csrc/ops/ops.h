@@ -8,8 +8,8 @@
 #include "backend.h"
 
 /* y (L, N) = act(x (L, K) w (N, K)^T + b (N) or NULL). x, y rows may be strided (ld). */
-ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
-                        const ipvg_tensor *b, ipvg_act act);
+ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
+                        ipvg_act act);
 
 /* o (Lq, H*d) = softmax(scale q k^T + bias) v, for each of H heads; q (Lq, H*d), k and v (Lk, H*d).
  * bias: NULL, or float32 (H, Lq + Lk - 1): entry [h][key - query + Lq - 1], the relative position bias of T5. */
@@ -50,12 +50,12 @@ ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 /* A causal convolution over video, channels last, that makes one frame from the newest frames before it. Weights as in
  * the checkpoint: (Cout, Cin, kt, kh, kw), or 4-D (Cout, Cin, kh, kw) with kt = 1; any weight dtype. */
 typedef struct ipvg_conv {
-    ipvg_tensor w, b;                 /* b (Cout) */
-    int stride;                       /* of rows and columns: 1 or 2 */
-    int top, bottom, left, right;     /* zeros around the frame */
-    bool upsample;                    /* the input frame is first doubled in rows and columns, nearest neighbour */
-    int kt, kh, kw;                   /* set by ipvg_conv_prepare, from w */
-    void *packed;                     /* the backend's own form of w, in the arena */
+    ipvg_tensor w, b;             /* b (Cout) */
+    int stride;                   /* of rows and columns: 1 or 2 */
+    int top, bottom, left, right; /* zeros around the frame */
+    bool upsample;                /* the input frame is first doubled in rows and columns, nearest neighbour */
+    int kt, kh, kw;               /* set by ipvg_conv_prepare, from w */
+    void *packed;                 /* the backend's own form of w, in the arena */
 } ipvg_conv;
 
 /* What becomes of the frame v = conv + b [+ residual]. All (H', W', Cout) float32. */

@@ -49,9 +49,9 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
 
 static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
 {
-    static const int types[IPVG_DTYPES] = {[IPVG_F32] = NPY_FLOAT32, [IPVG_BF16] = NPY_UINT16, [IPVG_F16] = NPY_FLOAT16,
-                                           [IPVG_F64] = NPY_FLOAT64, [IPVG_I32] = NPY_INT32,   [IPVG_I64] = NPY_INT64,
-                                           [IPVG_U8] = NPY_UINT8};
+    static const int types[IPVG_DTYPES] = {
+        [IPVG_F32] = NPY_FLOAT32, [IPVG_BF16] = NPY_UINT16, [IPVG_F16] = NPY_FLOAT16, [IPVG_F64] = NPY_FLOAT64,
+        [IPVG_I32] = NPY_INT32,   [IPVG_I64] = NPY_INT64,   [IPVG_U8] = NPY_UINT8};
     npy_intp dims[IPVG_MAX_DIMS];
     for (int i = 0; i < t->ndim; i++) dims[i] = (npy_intp)t->shape[i];
     PyObject *array = PyArray_SimpleNew(t->ndim, dims, types[t->dtype]);
@@ -182,7 +182,8 @@ static PyMethodDef methods[] = {
     {"cancel", device_cancel, METH_NOARGS,
      "cancel() -> bool\n\nStops the call that runs on this device in another thread within one block: it raises\n"
      "ipvg.Cancelled and its object stays usable. False when nothing ran."},
-    {"release", device_release, METH_NOARGS, "release()\n\nGives the scratch memory back; the next call takes it anew."},
+    {"release", device_release, METH_NOARGS,
+     "release()\n\nGives the scratch memory back; the next call takes it anew."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef getset[] = {{"name", device_name, NULL, "'cpu'", NULL},
@@ -191,8 +192,9 @@ static PyGetSetDef getset[] = {{"name", device_name, NULL, "'cpu'", NULL},
                                {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Device(name='cpu', threads=0)\n\nWhere models run. threads: 0 = as many as OpenMP would use. One call\n"
-                "runs at a time on a device; use one device per thread to run several."},
+    {Py_tp_doc,
+     "Device(name='cpu', threads=0)\n\nWhere models run. threads: 0 = as many as OpenMP would use. One call\n"
+     "runs at a time on a device; use one device per thread to run several."},
     {Py_tp_new, device_new},
     {Py_tp_dealloc, device_dealloc},
     {Py_tp_methods, methods},

@@ -161,14 +161,15 @@ int ipvg_py_dict_ints(PyObject *dict, const char *key, int min, int max, int *ou
 
 /* ---- module ---- */
 
-static int add_exception(PyObject *m, PyObject **out, const char *name, const char *full, const char *doc, PyObject *base)
+static int add_exception(PyObject *m, PyObject **out, const char *name, const char *full, const char *doc,
+                         PyObject *base)
 {
     *out = PyErr_NewExceptionWithDoc(full, doc, base, NULL);
     return *out && PyModule_AddObjectRef(m, name, *out) == 0 ? 0 : -1;
 }
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "ipvg._core", .m_doc = "The C core of ipvg: models, sampler, weights.", .m_size = -1};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "ipvg._core",
+                                        .m_doc = "The C core of ipvg: models, sampler, weights.", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__core(void)
 {
@@ -183,13 +184,8 @@ PyMODINIT_FUNC PyInit__core(void)
                       "Valid, but not by this build or on this machine.", PyExc_RuntimeError) ||
         add_exception(m, &backend_error, "BackendError", "ipvg.BackendError", "A library below ipvg failed.",
                       PyExc_RuntimeError) ||
-        ipvg_py_add_device(m) ||
-        ipvg_py_add_weights(m) ||
-        ipvg_py_add_umt5(m) ||
-        ipvg_py_add_vae(m) ||
-        ipvg_py_add_dit(m) ||
-        ipvg_py_add_sampler(m) ||
-        ipvg_py_add_prepare(m)) {
+        ipvg_py_add_device(m) || ipvg_py_add_weights(m) || ipvg_py_add_umt5(m) || ipvg_py_add_vae(m) ||
+        ipvg_py_add_dit(m) || ipvg_py_add_sampler(m) || ipvg_py_add_prepare(m)) {
         Py_DECREF(m);
         return NULL;
     }

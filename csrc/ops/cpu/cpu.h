@@ -42,6 +42,7 @@ ipvg_status ipvg_cpu_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
 void ipvg_cpu_conv_release(const ipvg_backend *be, ipvg_conv *conv);
 ipvg_status ipvg_cpu_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
                           const ipvg_conv *conv);
-ipvg_status ipvg_cpu_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
+ipvg_status ipvg_cpu_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma,
+                               bool silu);
 
 #endif
