@@ -115,13 +115,13 @@ class Sampler:
         if noise is None:
             noise = draw(seed, source.latent_shape)
 
-        weights = {name: w.astype(np.float32) for name, w in guidance.coefficients(self.schedule).items()}
+        with np.errstate(over="ignore"):  # an infinity is refused below, with its place
+            weights = {name: w.astype(np.float32) for name, w in guidance.coefficients(self.schedule).items()}
         self._names = [name for name, w in weights.items() if w.any()]
         if not self._names:
             raise ValueError(f"guidance: every coefficient is 0 at every step of {guidance.combine!r}")
         self._weights = np.stack([weights[name] for name in self._names], axis=1)
         self._core = _core.Sampler(model, self.schedule._core, self._branches(texts), self._weights, noise)
-        self._cancelled = False
         self._elapsed = 0.0
 
     def _branches(self, texts: Mapping[str, np.ndarray | _core.DitText]) -> list[tuple]:
@@ -162,13 +162,7 @@ class Sampler:
         when the run is finished.
         """
         k, begin = self._core.index, time.perf_counter()
-        try:
-            if self._cancelled:
-                raise _core.Cancelled("cancel() was called between two steps")
-            self._core.step()
-        except _core.Cancelled:
-            self._cancelled = False
-            raise
+        self._core.step()
         seconds = time.perf_counter() - begin
         self._elapsed += seconds
         active = [(i, name) for i, name in enumerate(self._names) if self._weights[k, i]]
@@ -204,9 +198,7 @@ class Sampler:
     def cancel(self) -> None:
         """From another thread or a callback: the step that runs stops within one block of the model, else the next one
         does not begin; either raises ipvg.Cancelled, once. The sampler stays at the last finished step, and usable."""
-        self._cancelled = True
-        if self._core.busy:
-            self._core.device.cancel()
+        self._core.cancel()
 
     # ---- looking ----
 

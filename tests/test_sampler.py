@@ -404,7 +404,7 @@ def test_what_cannot_work_says_so(make, model, texts, golden_dir):
         ({"rule": guidance.cfg(w=1e39)}, ValueError, "not finite"),
         ({"rule": guidance.cfg(w=lambda step, sigma: None)}, TypeError, "number"),
     ):
-        with np.errstate(over="ignore"), pytest.raises(error, match=match):
+        with pytest.raises(error, match=match):
             make(**settings)
     sampler = make()
     sampler.run()
@@ -413,3 +413,29 @@ def test_what_cannot_work_says_so(make, model, texts, golden_dir):
         sampler.step()
     with pytest.raises(ValueError, match="references"):
         Source(np.zeros((96, 4, 6, 8)), 2, 9, (64, 48))
+
+
+def test_cancel_while_waiting_for_the_device_spares_the_call_that_has_it(make):
+    """Two samplers in two threads share one device: cancelling the one that waits must not stop the other."""
+    big, small = make(steps=1, source=make_source(**BIG)), make(steps=1)
+    outcome = {}
+
+    def work(name, sampler):
+        try:
+            sampler.step()
+            outcome[name] = "done"
+        except _core.Cancelled:
+            outcome[name] = "cancelled"
+
+    threads = [threading.Thread(target=work, args=args) for args in (("big", big), ("small", small))]
+    threads[0].start()
+    while not big._core.busy and threads[0].is_alive():
+        time.sleep(0.0005)
+    threads[1].start()
+    while not small._core.busy and threads[1].is_alive():
+        time.sleep(0.0005)
+    small.cancel()
+    for thread in threads:
+        thread.join()
+    assert outcome == {"big": "done", "small": "cancelled"}
+    assert small.index == 0 and small.run().any()

@@ -8,7 +8,8 @@ typedef struct sampler_object {
     ipvg_py_device *dev;
     ipvg_sampler *sampler;
     PyObject *keep; /* a tuple of the model, the schedule, the branches' texts and contexts */
-    int busy;       /* a step is running, without the GIL: the object must not be used from another thread */
+    int busy;       /* a call is under way, without the GIL: the object must not be used from another thread */
+    atomic_int running, cancel; /* a step holds the device; somebody wants it, or the next one, to stop */
 } sampler_object;
 
 /* ---- making one ---- */
@@ -134,9 +135,24 @@ static PyObject *sampler_step(PyObject *obj, PyObject *unused)
     if (!take(self)) return NULL;
     ipvg_py_run call;
     ipvg_py_enter(self->dev, &call);
-    int ok = ipvg_py_leave(&call, ipvg_sampler_step(&self->dev->ex, self->sampler));
+    atomic_store(&self->running, 1); /* before the look at `cancel`, which sampler_cancel sets before it looks here */
+    if (atomic_load(&self->cancel)) atomic_store(&self->dev->ctx.cancel, 1);
+    ipvg_status status = ipvg_sampler_step(&self->dev->ex, self->sampler);
+    atomic_store(&self->running, 0);
+    if (status == IPVG_E_CANCELLED) atomic_store(&self->cancel, 0);
+    int ok = ipvg_py_leave(&call, status);
     self->busy = 0;
     if (!ok) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Not Device.cancel: while this sampler waits for the device, the call that holds it is somebody else's. */
+static PyObject *sampler_cancel(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    sampler_object *self = (sampler_object *)obj;
+    atomic_store(&self->cancel, 1);
+    if (atomic_load(&self->running)) atomic_store(&self->dev->ctx.cancel, 1);
     Py_RETURN_NONE;
 }
 
@@ -224,6 +240,7 @@ static PyObject *sampler_busy(PyObject *obj, void *unused)
 
 static PyMethodDef methods[] = {
     {"step", sampler_step, METH_NOARGS, "step()\n\nOne denoising step; on failure the run stays where it was."},
+    {"cancel", sampler_cancel, METH_NOARGS, "cancel()\n\nThe step that runs, or else the next one, raises Cancelled."},
     {"set_latent", sampler_set, METH_O, "set_latent(x)\n\nReplaces the sample that the model sees next."},
     {"velocity", sampler_velocity, METH_O, "velocity(branch) -> view of the last step's, None where its weight was 0"},
     {NULL, NULL, 0, NULL}};
