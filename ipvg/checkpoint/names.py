@@ -8,6 +8,7 @@ or "decoder", {qkvo} ... Only the VAE decoder needs arithmetic: diffusers nests 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _FIELDS = {
     "n": r"(?:0|[1-9]\d{0,3})",
@@ -87,7 +88,8 @@ _VAE = [
 ]
 
 
-def _compile(rules):
+@cache
+def _rules(component: str):
     def pattern(text):
         seen: set[str] = set()
         out = []
@@ -100,17 +102,14 @@ def _compile(rules):
                 seen.add(field)
         return re.compile("".join(out))
 
-    return [(pattern(a), a, pattern(b), b) for a, b in rules]
-
-
-_RULES = {"dit": _compile(_DIT), "vae": _compile(_VAE), "text": _compile(_TEXT)}
+    return [(pattern(a), a, pattern(b), b) for a, b in {"dit": _DIT, "vae": _VAE, "text": _TEXT}[component]]
 
 
 def to_official(component: str, name: str, num_res_blocks: int = 2) -> str | None:
     """The official name of a diffusers tensor, or None if no rule knows it. component: "dit", "vae" or "text";
     num_res_blocks: the VAE's, which places its decoder blocks."""
     flat = _flat(name, num_res_blocks) if component == "vae" else name
-    for pattern, _, _, target in _RULES[component]:
+    for pattern, _, _, target in _rules(component):
         match = pattern.fullmatch(flat) if flat else None
         if match:
             return target.format_map(match.groupdict())
@@ -119,7 +118,7 @@ def to_official(component: str, name: str, num_res_blocks: int = 2) -> str | Non
 
 def to_diffusers(component: str, name: str, num_res_blocks: int = 2) -> str | None:
     """The diffusers name of an official tensor, or None if no rule knows it; the inverse of to_official."""
-    for _, target, pattern, _ in _RULES[component]:
+    for _, target, pattern, _ in _rules(component):
         match = pattern.fullmatch(name)
         if match:
             out = target.format_map(match.groupdict())
