@@ -14,6 +14,7 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-dev \
     libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
 TEST_PACKAGES := ffmpeg clang libomp-dev
+FUZZ_PACKAGES := libclang-rt-dev
 
 .PHONY: demo test build lint format sanitize parity bench fuzz test-peers packages test-packages clean
 .DELETE_ON_ERROR:
@@ -68,7 +69,9 @@ parity: build
 bench: build
 	@for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
 
-fuzz: build
+fuzz: test-packages build
+	@sh .ci/packages $(FUZZ_PACKAGES)
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check atheris
 	$(PY) -m tests.fuzz --minutes $(MINUTES)
 
 test-peers: build
