@@ -49,8 +49,8 @@ def read_image(source, *, alpha: str = "drop") -> np.ndarray:
     """A picture as uint8 (H, W, 3).
 
     source: a path, a file's bytes, or an array (also a PIL image): uint8 (H, W, 3) or, with alpha, (H, W, 4).
-        PNG, JPEG, WebP, BMP, TIFF and whatever else FFmpeg decodes; the content decides, not the name. EXIF's
-        orientation is applied.
+        PNG, JPEG, WebP, BMP, TIFF and whatever else FFmpeg decodes; the content decides, not the name. The EXIF
+        orientation of JPEG and WebP is applied; that of other formats is not known to FFmpeg before version 8.
     alpha: "drop" keeps the colour stored under transparent pixels, as PIL's convert("RGB") and with it the official
         code does; "white" blends onto white, the colour of the canvas that references are fitted on.
 
@@ -246,7 +246,7 @@ class Video:
     def _repr_html_(self) -> str:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                data = self.save(Path(folder, "video.mp4"), crf=18).read_bytes()
+                data = self.save(Path(folder, "video.mp4"), crf=18, preset="veryfast").read_bytes()
         except (RuntimeError, ValueError, OSError) as error:  # a notebook shows the words instead of a traceback
             return f"<p>{html.escape(repr(self))}: {html.escape(str(error))}</p>"
         width, height = self.size

@@ -130,6 +130,11 @@ ipvg_status ipvg_to_rgb_convert(ipvg_context *ctx, ipvg_to_rgb *c, uint8_t *out,
     ipvg_upright_size(frame, orientation, &height, &width);
     for (int y = 0; y < height; y++) {
         const uint8_t *p = origin + y * down;
+        if (right == 3) { /* upright and without alpha: nearly everything */
+            memcpy(out, p, (size_t)width * 3);
+            out += (size_t)width * 3;
+            continue;
+        }
         for (int x = 0; x < width; x++, p += right, out += 3) {
             int a = bytes == 4 && alpha == IPVG_ALPHA_WHITE ? p[3] : 255;
             for (int k = 0; k < 3; k++) out[k] = a == 255 ? p[k] : (uint8_t)((p[k] * a + 255 * (255 - a) + 127) / 255);

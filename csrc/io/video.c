@@ -59,12 +59,13 @@ const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *r) { return &r-
 ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rgb, bool *more)
 {
     char line[IPVG_FF_LINE];
+    *more = false;
+    ipvg_status status = ipvg_check_cancel(ctx);
+    if (status != IPVG_OK) return status;
     const AVFrame *frame = r->ahead;
     r->ahead = NULL;
-    *more = false;
     ipvg_ff_listen(line);
-    ipvg_status status = ipvg_check_cancel(ctx);
-    if (status == IPVG_OK && !frame) status = ipvg_source_next(ctx, &r->source, &frame);
+    if (!frame) status = ipvg_source_next(ctx, &r->source, &frame);
     if (status != IPVG_OK || !frame) goto done;
     if (frame->height != r->stored_height || frame->width != r->stored_width) {
         status =
