@@ -1,5 +1,7 @@
 """Preparation of pixels: what goes into the VACE context, against definitions written out here and against golden."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def encode(pixels):
 
 def test_golden_of_all_that_needs_no_vae(monkeypatch):
     """Reference fit, source resize, tables of sizes, folded masks: as in the original. `make parity` does the rest."""
-    monkeypatch.setattr(parity, "_encoder", lambda golden, device: encode)
+    monkeypatch.setattr(parity, "vae", lambda golden, device: SimpleNamespace(encode=encode))
     results = [r for r in parity.check(Golden(GOLDEN, "context"), "cpu") if r.tensor != "context"]
     assert {r.case for r in results} == set(Golden(GOLDEN, "context").cases)
     assert [r for r in results if not r.ok] == []
