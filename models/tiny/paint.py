@@ -121,20 +121,9 @@ def background(c, u, v):
     return out
 
 
-def shade(names, table, u, v, ox, oy, dx, dy, dz, t):
-    """Colour of every ray at its hit: r, g, b in [0, 1] (display) and the face mask."""
+def colour(names, table, u, v, x, y, z, nx, ny, nz, ao, dx, dy, dz):
+    """Colour of every ray at its hit (x, y, z) with its normal and openness: r, g, b in [0, 1] (display) and the face mask."""
     c = shape.Constants(names, table)
-    x, y, z = ox + t * dx, oy + t * dy, 7.0 + t * dz
-    e = .006
-    # Normal from four taps at the corners of a tetrahedron.
-    n = [0., 0., 0.]
-    for sx, sy, sz in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
-        d = shape.distance(c, x + e * sx, y + e * sy, z + e * sz)
-        n = [n[0] + sx * d, n[1] + sy * d, n[2] + sz * d]
-    inv = 1 / shape.length(*n)
-    nx, ny, nz = (q * inv for q in n)
-    ao = (.45 + .55 * (shape.distance(c, x + .12 * nx, y + .12 * ny, z + .12 * nz) / .12).clamp(0, 1)) \
-        * (.6 + .4 * (shape.distance(c, x + .4 * nx, y + .4 * ny, z + .4 * nz) / .4).clamp(0, 1))
     h, b = shape.to_head(c, x, y, z), shape.to_body(c, x, y, z)
     palm, arm = shape.hand(c, *b)
     d_skin = torch.minimum(torch.minimum(shape.skin(c, *h), shape.eyes(c, *h)), shape.neck(c, *b))

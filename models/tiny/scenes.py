@@ -55,15 +55,16 @@ def poses(scene, frames, fps_scale=1.0):
     # 'approach' comes from far to near: the last frame is as close as other motions' frames.
     ramp = (f / max(frames - 1, 1)) if frames > 1 else torch.ones(1, 1)
     near = is_("approach") * (ramp - 1.0) * .26
-    return {
+    out = {
         "yaw": yaw, "pitch": pitch, "roll": roll,
         "body_yaw": .35 * yaw + .02 * sway,
         "shift_x": (col("off_x") - .5) * .22 + .03 * sway + is_("tilt") * .10 * -swing,
         "shift_y": (col("off_y") - .5) * .12,
         "zoom": 1 + .14 * (col("zoom") - .5) + near,
-        "wave": is_("wave").expand(n, frames),
-        "wave_angle": .38 * torch.sin(1.6 * w * f + start), "side": sign.expand(n, frames),
+        "wave": is_("wave"),
+        "wave_angle": .38 * torch.sin(1.6 * w * f + start), "side": sign,
     }
+    return {k: v.expand(n, frames) for k, v in out.items()}
 
 
 def words(scene, i):

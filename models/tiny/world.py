@@ -108,19 +108,41 @@ def constants(who, scene, frames, at=None):
     return names, torch.stack(columns, -1).reshape(n * frames, -1)
 
 
-def _march(names, table, ox, oy, dx, dy, dz, t):
-    c = shape.Constants(names, table)
-    return t + .9 * shape.distance(c, ox + t * dx, oy + t * dy, EYE_DISTANCE + t * dz)
+def _distance(names, table, x, y, z):
+    return shape.distance(shape.Constants(names, table), x, y, z)
+
+
+def _march(names, table, dx, dy, dz, t):
+    return t + .9 * _distance(names, table, t * dx, LIFT + t * dy, EYE_DISTANCE + t * dz)
 
 
 @functools.lru_cache(None)
 def _compiled(device, keys):
-    """(march, shade) for this device; the column order is baked in."""
+    """march, distance, colour for this device; the column order is baked in. Three kernels: one giant one compiles for minutes."""
     names = {k: i for i, k in enumerate(keys)}
-    march, shade = functools.partial(_march, names), functools.partial(paint.shade, names)
+    found = [functools.partial(f, names) for f in (_march, _distance, paint.colour)]
     if device.startswith("cuda"):
-        return torch.compile(march, dynamic=False), torch.compile(shade, dynamic=False)
-    return march, shade
+        found = [torch.compile(f, dynamic=False, fullgraph=True) for f in found]
+    return found
+
+
+def _normal(distance, table, x, y, z, e=.006):
+    """Four taps at the corners of a tetrahedron."""
+    nx = ny = nz = 0.
+    for sx, sy, sz in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
+        d = distance(table, x + e * sx, y + e * sy, z + e * sz)
+        nx, ny, nz = nx + sx * d, ny + sy * d, nz + sz * d
+    inv = 1 / shape.length(nx, ny, nz)
+    return nx * inv, ny * inv, nz * inv
+
+
+def _occlusion(distance, table, p, n):
+    """How open the surface is, near and far along its normal."""
+    out = 1.
+    for reach, floor in ((.12, .45), (.4, .6)):
+        d = distance(table, *(a + reach * b for a, b in zip(p, n)))
+        out = out * (floor + (1 - floor) * (d / reach).clamp(0, 1))
+    return out
 
 
 @torch.no_grad()
@@ -130,7 +152,7 @@ def render(who, scene, frames=17, at=None, size=128, samples=2, device="cpu", ch
     Returns uint8 (n, frames, size, size, 3) and a uint8 face mask (n, frames, size, size): 0 off the face, up to 255 on eyes and mouth.
     at: render only these of the clip's frames. samples: rays per pixel and axis. chunk: frames rendered at once (memory: about 0.5 MB a frame and ray at size 128)."""
     names, table = constants(who, scene, frames, at)
-    march, shade = _compiled(str(device), tuple(names))
+    march, distance, colour = _compiled(str(device), tuple(names))
     res = size * samples
     chunk = chunk or (256 if str(device).startswith("cuda") else 4)
     v, u = torch.meshgrid(torch.arange(res, device=device), torch.arange(res, device=device), indexing="ij")
@@ -141,18 +163,20 @@ def render(who, scene, frames=17, at=None, size=128, samples=2, device="cpu", ch
     for a in range(0, total, chunk):
         part = table[a:a + chunk].to(device)
         b = len(part)
-        if b < chunk and a:   # compiled kernels want one shape: pad the last chunk
+        if b < chunk and part.is_cuda:   # compiled kernels want one shape: pad the last chunk
             part = torch.cat([part, part[:1].expand(chunk - b, -1)])
         c = shape.Constants(names, part)
         focal = FIELD / (EYE_DISTANCE - .4) / c.zoom
         dx, dy = px * focal, py * focal
         norm = torch.rsqrt(dx * dx + dy * dy + 1)
         dx, dy, dz = dx * norm, dy * norm, -norm
-        ox, oy = torch.zeros_like(c.zoom), torch.full_like(c.zoom, LIFT)
         t = torch.full_like(dx, EYE_DISTANCE - 1.6)
         for _ in range(steps):
-            t = march(part, ox, oy, dx, dy, dz, t)
-        rgbm = torch.stack(shade(part, px.expand_as(dx), py.expand_as(dx), ox, oy, dx, dy, dz, t), -1)
+            t = march(part, dx, dy, dz, t)
+        point = (t * dx, LIFT + t * dy, EYE_DISTANCE + t * dz)
+        normal = _normal(distance, part, *point)
+        open_ = _occlusion(distance, part, point, normal)
+        rgbm = torch.stack(colour(part, px, py, *point, *normal, open_, dx, dy, dz), -1)
         rgbm = rgbm.reshape(len(part), size, samples, size, samples, 4).mean((2, 4))
         image[a:a + b] = (rgbm[:b] * 255).round().clamp(0, 255).to(torch.uint8)
     n = len(scene["phase"])
