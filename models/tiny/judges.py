@@ -1,5 +1,7 @@
 """Training and measuring the judges: embedder a, embedder b, probe."""
+
 import time
+
 import torch
 import torch.nn.functional as F
 
@@ -8,8 +10,8 @@ import pool
 
 
 def _optimise(net, lr, steps):
-    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.02)
-    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.1)
+    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.02)
+    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
 
 
 def train_embedder(kind, device, people_n=20480, each=4, steps=1600, batch=512, seed=11, log=print):
@@ -23,9 +25,15 @@ def train_embedder(kind, device, people_n=20480, each=4, steps=1600, batch=512, 
     g = torch.Generator(device).manual_seed(seed)
     history = []
     for i in range(steps):
-        twins = torch.randperm(people_n, device=device, generator=g)[:batch // 8]
-        single = torch.randperm(people_n, device=device, generator=g)[:batch - 2 * len(twins)]
-        line = torch.cat([torch.zeros_like(twins), torch.ones_like(twins), torch.randint(2, single.shape, device=device, generator=g)])
+        twins = torch.randperm(people_n, device=device, generator=g)[: batch // 8]
+        single = torch.randperm(people_n, device=device, generator=g)[: batch - 2 * len(twins)]
+        line = torch.cat(
+            [
+                torch.zeros_like(twins),
+                torch.ones_like(twins),
+                torch.randint(2, single.shape, device=device, generator=g),
+            ]
+        )
         who = torch.cat([twins, twins, single])
         cols = torch.rand(len(who), each, device=device, generator=g).argsort(1)
         x = torch.cat([bank[line, who, cols[:, 0]], bank[line, who, cols[:, 1]]])
@@ -37,13 +45,13 @@ def train_embedder(kind, device, people_n=20480, each=4, steps=1600, batch=512, 
         # The same person may be drawn twice (single and twin): such cells are no negatives.
         same = (who[:, None] == who[None]) & (line[:, None] == line[None])
         eye = torch.eye(len(a), device=device, dtype=torch.bool)
-        scale, margin = 24.0, .15
+        scale, margin = 24.0, 0.15
         sim = scale * (a @ b.T - margin * eye).masked_fill(same & ~eye, -1e4)
         target = torch.arange(len(a), device=device)
         loss = (F.cross_entropy(sim, target) + F.cross_entropy(sim.T, target)) / 2
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         opt.step()
         sched.step()
         if i % 50 == 0 or i == steps - 1:
@@ -74,8 +82,16 @@ def measure_embedder(net, device, n=1024, each=4, seed=pool.HELD_OUT + 7, chunk=
     other = cross[~torch.eye(n, dtype=torch.bool, device=device)]
     twin = torch.cat([(e[0, :, i] * e[1, :, j]).sum(-1) for i in range(each) for j in range(each)])
     eer, cut = equal_error(same, other[torch.randperm(len(other), device=device)[:100000]])
-    return {"people": n, "eer": eer, "threshold": cut, "eer_near_twins": equal_error(same, twin)[0], "rank1": float((cross.argmax(1) == torch.arange(n, device=device)).float().mean()),
-            "same": [float(same.mean()), float(same.std())], "other": [float(other.mean()), float(other.std())], "twin": [float(twin.mean()), float(twin.std())]}
+    return {
+        "people": n,
+        "eer": eer,
+        "threshold": cut,
+        "eer_near_twins": equal_error(same, twin)[0],
+        "rank1": float((cross.argmax(1) == torch.arange(n, device=device)).float().mean()),
+        "same": [float(same.mean()), float(same.std())],
+        "other": [float(other.mean()), float(other.std())],
+        "twin": [float(twin.mean()), float(twin.std())],
+    }
 
 
 def train_probe(device, clips_n=24576, steps=2000, batch=256, seed=21, log=print):
@@ -94,18 +110,22 @@ def train_probe(device, clips_n=24576, steps=2000, batch=256, seed=21, log=print
         x = nets.degrade(x.flatten(1, 2), g).reshape(x.shape)
         # No-face examples: blurred beyond recognition, or cut into tiles and shuffled.
         k = batch // 8
-        x[:k // 2] = F.interpolate(F.interpolate(x[:k // 2].flatten(1, 2), size=7, mode="area"), size=128, mode="bilinear").reshape(x[:k // 2].shape)
-        tiles = x[k // 2:k].unflatten(-1, (4, 32)).unflatten(-3, (4, 32)).movedim(-2, -3).flatten(-4, -3)
+        x[: k // 2] = F.interpolate(
+            F.interpolate(x[: k // 2].flatten(1, 2), size=7, mode="area"), size=128, mode="bilinear"
+        ).reshape(x[: k // 2].shape)
+        tiles = x[k // 2 : k].unflatten(-1, (4, 32)).unflatten(-3, (4, 32)).movedim(-2, -3).flatten(-4, -3)
         order = torch.randperm(16, device=device, generator=g)
-        x[k // 2:k] = tiles[..., order, :, :].unflatten(-3, (4, 4)).movedim(-3, -2).flatten(-2, -1).flatten(-3, -2)
+        x[k // 2 : k] = tiles[..., order, :, :].unflatten(-3, (4, 4)).movedim(-3, -2).flatten(-2, -1).flatten(-3, -2)
         face = torch.ones(batch, dtype=torch.long, device=device)
         face[:k] = 0
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
             logits = nets.split(net(x))
-        loss = F.cross_entropy(logits["face"].float(), face) + sum(F.cross_entropy(logits[h][k:].float(), truth[h][pick[k:]]) for h in truth)
+        loss = F.cross_entropy(logits["face"].float(), face) + sum(
+            F.cross_entropy(logits[h][k:].float(), truth[h][pick[k:]]) for h in truth
+        )
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         opt.step()
         sched.step()
         if i % 100 == 0 or i == steps - 1:

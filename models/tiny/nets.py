@@ -1,13 +1,19 @@
 """Judges of the rendered world: face embedders and the attribute probe. Small CNNs, exported to ONNX."""
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 import people
 import scenes
 
 PROBE_FRAMES = (0, 4, 8, 12, 16)
-HEADS = {**{k: len(v) for k, v in scenes.CATEGORIES.items()}, "hair_colour": len(people.HAIR_COLOURS), "hair_style": len(people.HAIR_STYLES), "face": 2}
+HEADS = {
+    **{k: len(v) for k, v in scenes.CATEGORIES.items()},
+    "hair_colour": len(people.HAIR_COLOURS),
+    "hair_style": len(people.HAIR_STYLES),
+    "face": 2,
+}
 
 
 def conv(a, b, stride=1, act=nn.SiLU):
@@ -54,11 +60,15 @@ class Trunk(nn.Module):
 
 
 class Embedder(nn.Module):
-    """(B, 3, 128, 128) in [-1, 1] -> (B, 128), unit length. Kind "a" judges; kind "b" is another design that may shape losses."""
+    """(B, 3, 128, 128) in [-1, 1] -> (B, 128), unit length. Kind "a" judges; kind "b", another, may shape losses."""
 
     def __init__(self, kind="a"):
         super().__init__()
-        self.trunk = Trunk(3, (24, 48, 80, 128), 128) if kind == "a" else Trunk(3, (16, 40, 72, 112), 128, residual=False, act=nn.ReLU)
+        self.trunk = (
+            Trunk(3, (24, 48, 80, 128), 128)
+            if kind == "a"
+            else Trunk(3, (16, 40, 72, 112), 128, residual=False, act=nn.ReLU)
+        )
 
     def forward(self, x):
         return F.normalize(self.trunk(x), dim=1)
@@ -93,15 +103,15 @@ def degrade(x, g):
     """What a generator does to pictures: softness, noise, a shift in brightness and framing. x: (B, C, H, W)."""
     b, dev = len(x), x.device
     r = lambda *s: torch.rand(*s, device=dev, generator=g)
-    scale, shift = 1 + .16 * (r(b) - .5), .16 * (r(b, 2) - .5)
+    scale, shift = 1 + 0.16 * (r(b) - 0.5), 0.16 * (r(b, 2) - 0.5)
     theta = torch.zeros(b, 2, 3, device=dev)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = shift
     x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border", align_corners=False)
-    soft = F.interpolate(F.interpolate(x, scale_factor=.25, mode="area"), scale_factor=4, mode="bilinear")
-    mild = F.interpolate(F.interpolate(x, scale_factor=.5, mode="area"), scale_factor=2, mode="bilinear")
+    soft = F.interpolate(F.interpolate(x, scale_factor=0.25, mode="area"), scale_factor=4, mode="bilinear")
+    mild = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), scale_factor=2, mode="bilinear")
     k = r(b, 1, 1, 1)
-    x = torch.where(k < .12, soft, torch.where(k < .40, mild, x))
-    gain, lift = 1 + .3 * (r(b, 1, 1, 1) - .5), .2 * (r(b, 1, 1, 1) - .5)
-    noise = torch.randn(x.shape, device=dev, generator=g) * .12 * r(b, 1, 1, 1) ** 2
+    x = torch.where(k < 0.12, soft, torch.where(k < 0.40, mild, x))
+    gain, lift = 1 + 0.3 * (r(b, 1, 1, 1) - 0.5), 0.2 * (r(b, 1, 1, 1) - 0.5)
+    noise = torch.randn(x.shape, device=dev, generator=g) * 0.12 * r(b, 1, 1, 1) ** 2
     return (x * gain + lift + noise).clamp(-1, 1)

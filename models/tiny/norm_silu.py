@@ -1,6 +1,7 @@
 """RMS norm over channels, gain, SiLU and causal padding in one kernel, forward and backward.
 
 As separate passes over the activations they cost more than the convolutions of a small VAE."""
+
 import torch
 import torch.nn.functional as F
 
@@ -12,36 +13,39 @@ except ImportError:
 
 
 def plain(x, gamma, t, pad):
-    h = F.normalize(x.float(), dim=1) * (x.shape[1] ** .5 * gamma.float().view(1, -1, 1, 1))
+    h = F.normalize(x.float(), dim=1) * (x.shape[1] ** 0.5 * gamma.float().view(1, -1, 1, 1))
     h = F.silu(h).to(x.dtype).unflatten(0, (-1, t))
     return torch.cat([torch.zeros_like(h[:, :1])] * pad + [h], 1).flatten(0, 1)
 
 
 if triton:
+
     @triton.jit
     def _forward(X, G, Y, n, clip, gap, C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr):
         row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
         col = tl.arange(0, BC)
         at = row[:, None] * C + col[None, :]
         ok = (row[:, None] < n) & (col[None, :] < C)
-        x = tl.load(X + at, mask=ok, other=0.).to(tl.float32)
-        g = tl.load(G + col, mask=col < C, other=0.).to(tl.float32)
+        x = tl.load(X + at, mask=ok, other=0.0).to(tl.float32)
+        g = tl.load(G + col, mask=col < C, other=0.0).to(tl.float32)
         r = tl.rsqrt(tl.sum(x * x, 1) / C + 1e-20)
         h = x * r[:, None] * g[None, :]
         y = h / (1 + tl.exp(-h))
         tl.store(Y + at + ((row // clip + 1) * gap * C)[:, None], y.to(Y.dtype.element_ty), mask=ok)
 
     @triton.jit
-    def _backward(X, G, DY, DX, DG, n, clip, gap, C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, LOOP: tl.constexpr):
+    def _backward(
+        X, G, DY, DX, DG, n, clip, gap, C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, LOOP: tl.constexpr
+    ):
         col = tl.arange(0, BC)
-        g = tl.load(G + col, mask=col < C, other=0.).to(tl.float32)
+        g = tl.load(G + col, mask=col < C, other=0.0).to(tl.float32)
         dg = tl.zeros([BC], tl.float32)
         for i in range(LOOP):
             row = (tl.program_id(0).to(tl.int64) * LOOP + i) * BR + tl.arange(0, BR)
             at = row[:, None] * C + col[None, :]
             ok = (row[:, None] < n) & (col[None, :] < C)
-            x = tl.load(X + at, mask=ok, other=0.).to(tl.float32)
-            dy = tl.load(DY + at + ((row // clip + 1) * gap * C)[:, None], mask=ok, other=0.).to(tl.float32)
+            x = tl.load(X + at, mask=ok, other=0.0).to(tl.float32)
+            dy = tl.load(DY + at + ((row // clip + 1) * gap * C)[:, None], mask=ok, other=0.0).to(tl.float32)
             r = tl.rsqrt(tl.sum(x * x, 1) / C + 1e-20)
             xn = x * r[:, None]
             h = xn * g[None, :]
@@ -61,7 +65,9 @@ class _RmsSilu(torch.autograd.Function):
     def forward(ctx, x, gamma, t, pad):
         x = x.contiguous(memory_format=torch.channels_last)
         n, c, h, w = x.shape
-        y = torch.empty((n // t * (t + pad), c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        y = torch.empty(
+            (n // t * (t + pad), c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
         if pad:
             y.unflatten(0, (-1, t + pad))[:, :pad].zero_()
         bc = triton.next_power_of_2(c)

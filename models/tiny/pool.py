@@ -2,6 +2,7 @@
 
 Seeds name the data: identity seeds below HELD_OUT are for training, from HELD_OUT on for evaluation, never mixed.
 """
+
 import torch
 
 import people
@@ -27,7 +28,7 @@ def clips(n, seed, device, frames=17, at=None, samples=2, size=128):
 
 
 def views(n, seed, device, each=4, samples=2, size=128):
-    """`each` pictures of n people and of a near-twin of each, every one in a scene of its own: uint8 (2, n, each, H, W, 3)."""
+    """`each` pictures of n people and of a near-twin of each, each in its own scene: uint8 (2, n, each, H, W, 3)."""
     who = people.sample(n, seed)
     both = join(who, people.near_twin(who, seed + 1))
     index = torch.arange(2 * n).repeat_interleave(each)

@@ -1,19 +1,18 @@
 """Trains the bundled checkpoint, one phase a command. Each phase writes what it made, and a log, to --out.
 
-    python models/tiny/train.py judges                      # embedders a and b, attribute probe (one GPU)
-    torchrun --nproc_per_node 2 models/tiny/train.py vae --phases 1:96:6000,9:16:9000 --seconds 560
-    torchrun --nproc_per_node 2 models/tiny/train.py vae --resume   # goes on at the step it stopped at
+python models/tiny/train.py judges                      # embedders a and b, attribute probe (one GPU)
+torchrun --nproc_per_node 2 models/tiny/train.py vae --phases 1:96:6000,9:16:9000 --seconds 560
+torchrun --nproc_per_node 2 models/tiny/train.py vae --resume   # goes on at the step it stopped at
 """
+
 import argparse
 import json
 import os
-import sys
 import time
 
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import judges
 import nets
 import vae
@@ -42,7 +41,9 @@ def run_judges(a, device, log):
             net, history = judges.train_probe(device, clips_n=a.n or 24576, steps=a.steps or 2000, log=log)
             result = judges.measure_probe(net, device, n=a.held)
         else:
-            net, history = judges.train_embedder(name, device, people_n=a.n or 20480, steps=a.steps or 1600, seed={"a": 11, "b": 5011}[name], log=log)
+            net, history = judges.train_embedder(
+                name, device, people_n=a.n or 20480, steps=a.steps or 1600, seed={"a": 11, "b": 5011}[name], log=log
+            )
             result = judges.measure_embedder(net, device, n=a.held)
         result["gpu_seconds"] = round(time.time() - t0, 1)
         log(name, json.dumps(result))
@@ -53,13 +54,34 @@ def run_judges(a, device, log):
 def run_vae(a, device, log):
     phases = [tuple(int(v) for v in p.split(":")) for p in a.phases.split(",")]
     phases = [(t, b, n, bool(rest and rest[0])) for t, b, n, *rest in phases]
-    judge = {k: load_net(nets.Embedder(k), os.path.join(a.judges, f"{k}.pt"), device) if os.path.exists(os.path.join(a.judges, f"{k}.pt")) else None for k in "ab"}
+    judge = {
+        k: load_net(nets.Embedder(k), os.path.join(a.judges, f"{k}.pt"), device)
+        if os.path.exists(os.path.join(a.judges, f"{k}.pt"))
+        else None
+        for k in "ab"
+    }
     resume = None
     if a.resume:
-        kept = [torch.load(os.path.join(a.resume, f"vae_{p}.pt"), map_location="cpu", weights_only=True) for p in ("encoder", "decoder")]
+        kept = [
+            torch.load(os.path.join(a.resume, f"vae_{p}.pt"), map_location="cpu", weights_only=True)
+            for p in ("encoder", "decoder")
+        ]
         resume = os.path.join(a.out, f"resume{os.environ.get('RANK', 0)}.pt")
         torch.save({**kept[0], "net": {**kept[0]["net"], **kept[1]["net"]}}, resume)
-    vae_train.train(a.out, phases, device, a.seconds, peak=a.lr, clips_n=a.n or 12288, resume=resume, judge_a=judge["a"], judge_b=judge["b"], held=a.held, state_at=a.state, log=log)
+    vae_train.train(
+        a.out,
+        phases,
+        device,
+        a.seconds,
+        peak=a.lr,
+        clips_n=a.n or 12288,
+        resume=resume,
+        judge_a=judge["a"],
+        judge_b=judge["b"],
+        held=a.held,
+        state_at=a.state,
+        log=log,
+    )
     if resume:
         os.remove(resume)
 
@@ -70,7 +92,9 @@ def main():
     p.add_argument("--out", default=os.environ.get("OUT", "out/tiny"))
     p.add_argument("--which", default="a,b,probe")
     p.add_argument("--judges", default="models/tiny/state", help="folder with a.pt and b.pt")
-    p.add_argument("--phases", default="1:96:4000,9:16:8000,9:16:4000:1", help="frames:batch:steps[:1 = with judge b's loss], ...")
+    p.add_argument(
+        "--phases", default="1:96:4000,9:16:8000,9:16:4000:1", help="frames:batch:steps[:1 = with judge b's loss], ..."
+    )
     p.add_argument("--seconds", type=float, default=540)
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--n", type=int, default=0, help="people or clips to render")
@@ -78,7 +102,9 @@ def main():
     p.add_argument("--held", type=int, default=192)
     p.add_argument("--conv", default="3d", choices=("3d", "2d"))
     p.add_argument("--resume", default="", help="folder with vae_encoder.pt and vae_decoder.pt")
-    p.add_argument("--state", default="/tmp/vae_state.pt", help="full optimiser state on this machine; used when it exists")
+    p.add_argument(
+        "--state", default="/tmp/vae_state.pt", help="full optimiser state on this machine; used when it exists"
+    )
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
     start = time.time()
@@ -90,7 +116,9 @@ def main():
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device != "cpu" else "gloo", device_id=torch.device(device) if device != "cpu" else None)
+        dist.init_process_group(
+            "nccl" if device != "cpu" else "gloo", device_id=torch.device(device) if device != "cpu" else None
+        )
     vae.CONV = a.conv
     log = log_line(start) if rank == 0 else (lambda *_: None)
     if a.phase == "judges":
@@ -100,6 +128,7 @@ def main():
     else:
         t0 = time.time()
         import pool
+
         for n in (256, 1024):
             pool.clips(n, 1, device)
             torch.cuda.synchronize()

@@ -1,27 +1,63 @@
 """The causal video autoencoder of Wan2.1, small, in one pass over time.
 
-The network is diffusers' AutoencoderKLWan; only its walk is ours: diffusers encodes 1, 4, 4, ... frames at a time with a
-cache per convolution, which is slow to train. All frames at once give the same numbers, if the first frame passes around the
-time convolutions of the resamplers (check.py compares both walks).
+The network is diffusers' AutoencoderKLWan; only its walk is ours: diffusers encodes 1, 4, 4, ... frames at a time with
+a cache per convolution, which is slow to train. All frames at once give the same numbers, if the first frame passes
+around the time convolutions of the resamplers (`measure.py walk` compares both).
 
 Activations are (B*T, C, H, W) in channels-last memory, so that a causal 3x3x3 convolution can be a 2-D one over three
 stacked frames, or, for single pictures, over its last tap alone.
 """
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 from norm_silu import rms_silu
 
-MEAN = (-.7571, -.7089, -.9113, .1075, -.1745, .9653, -.1517, 1.5508, .4134, -.0715, .5517, -.3632, -.1922, -.9497, .2503, -.2921)
-STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916)
+MEAN = (
+    -0.7571,
+    -0.7089,
+    -0.9113,
+    0.1075,
+    -0.1745,
+    0.9653,
+    -0.1517,
+    1.5508,
+    0.4134,
+    -0.0715,
+    0.5517,
+    -0.3632,
+    -0.1922,
+    -0.9497,
+    0.2503,
+    -0.2921,
+)
+STD = (
+    2.8184,
+    1.4541,
+    2.3275,
+    2.6558,
+    1.2196,
+    1.7708,
+    2.6052,
+    2.0743,
+    3.2687,
+    2.1526,
+    2.8652,
+    1.5579,
+    1.6382,
+    1.1253,
+    2.8251,
+    1.916,
+)
 BASE, RES_BLOCKS = 24, 1
 
-CONV = "3d"     # how 3x3x3 convolutions run: "3d", or "2d" (frames stacked as channels)
+CONV = "3d"  # how 3x3x3 convolutions run: "3d", or "2d" (frames stacked as channels)
 
 
 def build(base=BASE, res_blocks=RES_BLOCKS):
     from diffusers import AutoencoderKLWan
+
     return AutoencoderKLWan(base_dim=base, num_res_blocks=res_blocks, z_dim=16, dim_mult=[1, 2, 4, 4])
 
 
@@ -44,7 +80,12 @@ def conv3(w, b, x, t):
     if CONV == "2d":
         stack = torch.cat([v[:, :-2], v[:, 1:-1], v[:, 2:]], 2).flatten(0, 1)
         w = w.permute(0, 2, 1, 3, 4).flatten(1, 2)
-        return F.conv2d(stack.contiguous(memory_format=torch.channels_last), w.contiguous(memory_format=torch.channels_last), b, padding=pad)
+        return F.conv2d(
+            stack.contiguous(memory_format=torch.channels_last),
+            w.contiguous(memory_format=torch.channels_last),
+            b,
+            padding=pad,
+        )
     y = F.conv3d(v.transpose(1, 2), w.contiguous(memory_format=torch.channels_last_3d), b, padding=(0, pad, pad))
     return y.transpose(1, 2).flatten(0, 1)
 
@@ -72,7 +113,7 @@ def residual(m, x, t):
 
 def attention(m, x):
     n, c, h, w = x.shape
-    y = F.normalize(x.float(), dim=1).to(x.dtype) * (c ** .5 * m.norm.gamma.to(x.dtype))
+    y = F.normalize(x.float(), dim=1).to(x.dtype) * (c**0.5 * m.norm.gamma.to(x.dtype))
     qkv = F.conv2d(y, *weight(m.to_qkv, y)).flatten(2).transpose(1, 2)[:, None]
     y = F.scaled_dot_product_attention(*qkv.chunk(3, -1))[:, 0].transpose(1, 2).reshape(n, c, h, w)
     return x + F.conv2d(y.contiguous(memory_format=torch.channels_last), *weight(m.proj, y))
@@ -83,7 +124,7 @@ def resample(m, x, t):
     if m.mode == "upsample3d" and t > 1:
         v = x.unflatten(0, (-1, t))
         rest = causal(m.time_conv, v[:, 1:].flatten(0, 1), t - 1).unflatten(0, (-1, t - 1))
-        rest = rest.unflatten(2, (2, -1)).transpose(2, 3)                     # (B, T-1, C, 2, H, W)
+        rest = rest.unflatten(2, (2, -1)).transpose(2, 3)  # (B, T-1, C, 2, H, W)
         rest = rest.movedim(3, 2).flatten(1, 2)
         x, t = torch.cat([v[:, :1], rest], 1).flatten(0, 1), 2 * t - 1
     if m.mode.startswith("upsample"):
@@ -93,7 +134,7 @@ def resample(m, x, t):
     if m.mode == "downsample3d" and t > 1:
         v = x.unflatten(0, (-1, t))
         w, b = weight(m.time_conv, x)
-        now = torch.cat([v[:, 0:-2:2], v[:, 1:-1:2], v[:, 2::2]], 2)          # (B, T//2, 3C, H, W)
+        now = torch.cat([v[:, 0:-2:2], v[:, 1:-1:2], v[:, 2::2]], 2)  # (B, T//2, 3C, H, W)
         w2 = w.permute(0, 2, 1, 3, 4).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         t = (t + 1) // 2
         y = F.conv2d(now.flatten(0, 1).contiguous(memory_format=torch.channels_last), w2, b).unflatten(0, (-1, t - 1))
@@ -120,7 +161,7 @@ def walk(blocks, x, t):
 
 
 def encode(net, x):
-    """(B, T, 3, H, W) in [-1, 1] -> mean and log variance, each (B, 1 + (T-1)/4, 16, H/8, W/8). Not yet normalised by MEAN and STD."""
+    """(B, T, 3, H, W) in [-1, 1] -> mean and log variance, (B, 1 + (T-1)/4, 16, H/8, W/8), in raw units."""
     e, t = net.encoder, x.shape[1]
     x = causal(e.conv_in, x.flatten(0, 1).contiguous(memory_format=torch.channels_last), t)
     x, t = walk([*e.down_blocks, e.mid_block], x, t)
@@ -141,7 +182,7 @@ def decode(net, z, dtype=None):
 
 @torch.no_grad()
 def fit_constants(net, mean, std):
-    """Move latents of the given per-channel mean and std onto Wan's published MEAN and STD: exact, since quant_conv is 1x1x1.
+    """Move latents of this mean and std onto Wan's published MEAN and STD: exact, since quant_conv is 1x1x1.
 
     The official code has those sixteen pairs built in, so a checkpoint must meet them, not the other way round."""
     gain = torch.tensor(STD) / std
