@@ -51,6 +51,7 @@ def test_every_sample_is_known():
     assert {p.name for p in PTH.glob("*.pth")} == set(SAMPLES)
 
 
+@pytest.mark.slow
 def test_every_bit_of_a_pth_file_flipped(tmp_path):
     """Outside the storages; those are numbers, in which any bit may be set."""
     data = (PTH / "bf16_shared.pth").read_bytes()

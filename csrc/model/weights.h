@@ -11,8 +11,9 @@
  *     ipvg_weights_free(&w);                                           // after the last model that took from it
  *
  * Names are the official ones of Wan2.1 (ipvg/checkpoint/names.py brings diffusers' names to them).
- * The views are read-only: a write ends the process. A file that is cut short while it is mapped ends it too, with
- * SIGBUS, at the first touch of a lost page: do not rewrite a checkpoint in place (write beside it and rename). */
+ * Taking marks tensors and may copy one: one thread at a time. The views are read-only: a write ends the process. A file
+ * that is cut short while it is mapped ends it too, with SIGBUS, at the first touch of a lost page: do not rewrite a
+ * checkpoint in place (write beside it and rename). */
 #ifndef IPVG_MODEL_WEIGHTS_H
 #define IPVG_MODEL_WEIGHTS_H
 
