@@ -68,6 +68,8 @@ ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const 
     if (height < 1 || width < 1 || height > 1 << 16 || width > 1 << 16)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: a latent of %lldx%lld cannot be decoded", (long long)height,
                          (long long)width);
+    if (!ipvg_planning(ex) && !w->first.w.data)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: these weights are shapes without data, for planning only");
     d = calloc(1, sizeof *d);
     if (!d) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a VAE decoder");
     d->vae = vae;

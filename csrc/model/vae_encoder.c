@@ -57,6 +57,8 @@ ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const 
     ipvg_status status;
 
     IPVG_TRY(ipvg_vae_latent_size(ex->ctx, vae, 1, height, width, &t, &h, &wide));
+    if (!ipvg_planning(ex) && !w->first.w.data)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: these weights are shapes without data, for planning only");
     e = calloc(1, sizeof *e);
     if (!e) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a VAE encoder");
     e->vae = vae;

@@ -15,6 +15,7 @@
 
 #define TILES 60 /* of a winograd block: weights are read once per block, so not much fewer; scratch grows with it */
 #define GATHER 49152 /* floats of a direct block's gathered rows, about */
+#define SMALL 500000 /* multiplications; some 10 us */
 #define LINE 16      /* floats of a cache line */
 
 typedef struct shape {
@@ -249,7 +250,8 @@ ipvg_status ipvg_cpu_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_te
     memset(zeros, 0, (size_t)s->cin * sizeof(float));
     j.zeros = zeros;
     int64_t blocks = (j.count + j.block - 1) / j.block;
-#pragma omp parallel num_threads(threads)
+    bool small = j.count * s->taps * s->cin * s->width * n < SMALL; /* waking threads would take longer */
+#pragma omp parallel num_threads(small ? 1 : threads)
     {
         float *own = scratch + per_thread * (size_t)omp_get_thread_num();
         /* Whoever is free takes the next block: which thread it was does not show in the result. */
@@ -276,7 +278,7 @@ ipvg_status ipvg_cpu_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor 
     IPVG_TRY(
         ipvg_arena_alloc(ex->ctx, ex->arena, (void **)&scratch, sizeof(float) * (size_t)(width * ex->ctx->threads)));
     if (ipvg_planning(ex)) goto done;
-#pragma omp parallel num_threads(ex->ctx->threads)
+#pragma omp parallel num_threads(rows *c < SMALL / 10 ? 1 : ex->ctx->threads)
     {
         float *row = scratch + width * omp_get_thread_num();
         memset(row, 0, sizeof(float) * (size_t)width);
