@@ -12,7 +12,8 @@ MINUTES ?= 10
 CPUS := $(shell nproc 2>/dev/null || echo 2)
 
 BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-dev \
-    libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
+    libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
+    $(if $(wildcard csrc/remote),libcurl4-openssl-dev libcjson-dev)
 TEST_PACKAGES := ffmpeg clang libomp-dev
 FUZZ_PACKAGES := libclang-rt-dev
 
@@ -84,11 +85,13 @@ SAN := build/sanitize
 SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
     -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -Icsrc
 MEDIA := libavformat libavcodec libavutil libswscale
-HAS_MEDIA := $(shell pkg-config --exists $(MEDIA) 2>/dev/null && echo yes)
-SAN_DIRS := base ops ops/cpu model sample $(if $(HAS_MEDIA),io)
-SAN_LIBS := -ldnnl $(if $(HAS_MEDIA),$(shell pkg-config --libs $(MEDIA) 2>/dev/null)) -lm
-SAN_SOURCES := $(foreach d,$(SAN_DIRS),$(wildcard csrc/$(d)/*.c))
-SAN_OBJECTS := $(SAN_SOURCES:%.c=$(SAN)/%.o)
+REMOTE := libcurl libcjson
+has = $(shell pkg-config --exists $(1) 2>/dev/null && echo yes)
+libs = $(if $(call has,$(1)),$(shell pkg-config --libs $(1)))
+SAN_DIRS = base ops ops/cpu model sample $(if $(call has,$(MEDIA)),io) $(if $(call has,$(REMOTE)),remote)
+SAN_LIBS = -ldnnl $(call libs,$(MEDIA)) $(call libs,$(REMOTE)) -lm
+SAN_SOURCES = $(foreach d,$(SAN_DIRS),$(wildcard csrc/$(d)/*.c))
+SAN_OBJECTS = $(SAN_SOURCES:%.c=$(SAN)/%.o)
 SAN_TESTS := $(patsubst tests/c/%.c,$(SAN)/%,$(wildcard tests/c/test_*.c))
 
 sanitize: | packages

@@ -35,7 +35,7 @@ LIBRARIES = {
     "python": re.compile(r"Python\.h|numpy/"),
     "ops/cpu": re.compile(r"(oneapi/)?dnnl|oneapi/"),
     "io": re.compile(r"libav|libsw"),
-    "remote": re.compile(r"curl/|cjson/"),
+    "remote": re.compile(r"curl/|(cjson/)?cJSON|cjson/"),
 }
 # The core reports through its context; a library neither ends the process nor prints.
 FORBIDDEN = re.compile(
