@@ -31,8 +31,14 @@ def test_png_is_read_exactly_whatever_its_colour_type():
     chunks = (b"PLTE", palette.tobytes()), (b"tRNS", RNG.integers(0, 256, 256, np.uint8).tobytes())
     assert np.array_equal(read_image(png(grey, 3, 8, chunks[0])), palette[grey[..., 0]])
     assert np.array_equal(read_image(png(grey, 3, 8, *chunks)), palette[grey[..., 0]])
-    wide = read_image(png(rgb.astype(np.uint16) * 257, 2, 16)).astype(int)
-    assert np.abs(wide - rgb).max() <= 1  # swscale goes from 16 bits to 8 by way of YUV
+    wide = RNG.integers(0, 65536, (21, 35, 4)).astype(np.uint16)
+    level = ((wide.astype(int) * 255 + 32767) // 65535).astype(np.uint8)
+    assert np.array_equal(read_image(png(wide[..., :3], 2, 16)), level[..., :3])
+    assert np.array_equal(read_image(png(wide, 6, 16)), level[..., :3])
+    assert np.array_equal(read_image(png(wide[..., :1], 0, 16)), np.repeat(level[..., :1], 3, 2))
+    a = level[..., 1:2].astype(int)
+    grey = (np.repeat(level[..., :1], 3, 2) * a + 255 * (255 - a) + 127) // 255
+    assert np.array_equal(read_image(png(wide[..., :2], 4, 16), alpha="white"), grey)
 
 
 def test_alpha_is_dropped_or_blended_onto_white():

@@ -1,5 +1,6 @@
 #include "pixels.h"
 
+#include <libavutil/mem.h>
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
 #include <string.h>
@@ -64,11 +65,38 @@ static bool has_alpha(int format)
     return desc && ((desc->flags & AV_PIX_FMT_FLAG_ALPHA) || format == AV_PIX_FMT_PAL8);
 }
 
+/* RGB or grey of more than 8 bits: there swscale goes by way of YUV and, in FFmpeg 6.1, is off by up to 36 levels. */
+static bool is_deep(const AVFrame *frame)
+{
+    const AVPixFmtDescriptor *desc = av_pix_fmt_desc_get(frame->format);
+    const uint64_t strange =
+        AV_PIX_FMT_FLAG_PAL | AV_PIX_FMT_FLAG_FLOAT | AV_PIX_FMT_FLAG_BAYER | AV_PIX_FMT_FLAG_HWACCEL;
+    bool full_grey = desc && desc->nb_components <= 2 && frame->color_range != AVCOL_RANGE_MPEG;
+    return desc && !(desc->flags & strange) && desc->comp[0].depth > 8 &&
+           ((desc->flags & AV_PIX_FMT_FLAG_RGB) || full_grey);
+}
+
+/* rgb <- frame, each component scaled to 8 bits. line: (width) */
+static void read_deep(AVFrame *rgb, const AVFrame *frame, uint16_t *line)
+{
+    const AVPixFmtDescriptor *desc = av_pix_fmt_desc_get(frame->format);
+    int bytes = rgb->format == AV_PIX_FMT_RGBA ? 4 : 3, colours = desc->nb_components <= 2 ? 1 : 3;
+    for (int y = 0; y < frame->height; y++)
+        for (int k = 0; k < bytes; k++) {
+            int c = k == 3 ? colours : k < colours ? k : 0; /* grey fills all three */
+            uint32_t max = (1u << desc->comp[c].depth) - 1;
+            uint8_t *out = rgb->data[0] + y * (ptrdiff_t)rgb->linesize[0] + k;
+            av_read_image_line2(line, (const uint8_t **)frame->data, frame->linesize, desc, 0, y, c, frame->width, 0,
+                                2);
+            for (int x = 0; x < frame->width; x++) out[x * bytes] = (uint8_t)((line[x] * 255u + max / 2) / max);
+        }
+}
+
 static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *frame, bool picture)
 {
     int chroma = frame->chroma_location;
     if (chroma == AVCHROMA_LOC_UNSPECIFIED) chroma = picture ? AVCHROMA_LOC_CENTER : AVCHROMA_LOC_LEFT;
-    if (c->sws && c->width == frame->width && c->height == frame->height && c->format == frame->format &&
+    if (c->rgb && c->width == frame->width && c->height == frame->height && c->format == frame->format &&
         c->colorspace == (int)frame->colorspace && c->range == (int)frame->color_range && c->chroma == chroma)
         return IPVG_OK;
     ipvg_to_rgb_free(c);
@@ -83,21 +111,20 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *fram
     int to = has_alpha(from) ? AV_PIX_FMT_RGBA : AV_PIX_FMT_RGB24;
     /* Unspecified colours are taken as bt601 whatever the size: so do swscale and the readers built on it, and so were
      * the untagged videos of the reference implementation written. */
-    int err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1,
+    int err = 0;
+    if (!is_deep(frame))
+        err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1,
                        "src", chroma);
+    if (err >= 0) err = (c->rgb = av_frame_alloc()) ? 0 : AVERROR(ENOMEM);
     if (err >= 0) {
-        c->rgb = av_frame_alloc();
-        if (!c->rgb)
-            return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a frame of %d x %d", frame->width, frame->height);
         c->rgb->format = to;
         c->rgb->width = frame->width;
         c->rgb->height = frame->height;
         err = av_frame_get_buffer(c->rgb, 0); /* padded rows: swscale's vector code writes past their end */
     }
-    if (err < 0)
-        return ipvg_ff_fail(ctx, err, "pixel format '%s' cannot be turned into RGB",
-                            av_get_pix_fmt_name(frame->format));
-    return IPVG_OK;
+    if (err >= 0) return IPVG_OK;
+    ipvg_to_rgb_free(c);
+    return ipvg_ff_fail(ctx, err, "pixel format '%s' cannot be turned into RGB", av_get_pix_fmt_name(frame->format));
 }
 
 void ipvg_upright_size(const AVFrame *frame, int orientation, int *height, int *width)
@@ -111,8 +138,18 @@ ipvg_status ipvg_to_rgb_convert(ipvg_context *ctx, ipvg_to_rgb *c, uint8_t *out,
 {
     ipvg_status status = set_up(ctx, c, frame, picture);
     if (status != IPVG_OK) return status;
-    int err = sws_scale(c->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, c->rgb->data,
+    int err = 0;
+    if (c->sws) {
+        err = sws_scale(c->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, c->rgb->data,
                         c->rgb->linesize);
+    } else {
+        uint16_t *line = av_malloc_array((size_t)frame->width, sizeof *line);
+        if (line)
+            read_deep(c->rgb, frame, line);
+        else
+            err = AVERROR(ENOMEM);
+        av_free(line);
+    }
     if (err < 0) return ipvg_ff_fail(ctx, err, "a frame cannot be turned into RGB");
 
     /* The upright pixel (y, x) is the stored one at origin + y * down + x * right. */

@@ -15,8 +15,8 @@
 typedef enum ipvg_alpha { IPVG_ALPHA_DROP, IPVG_ALPHA_WHITE } ipvg_alpha;
 
 typedef struct ipvg_to_rgb {
-    struct SwsContext *sws;
-    AVFrame *rgb; /* RGB24, or RGBA when the source has alpha */
+    struct SwsContext *sws; /* NULL: RGB or grey of more than 8 bits, converted here */
+    AVFrame *rgb;           /* RGB24, or RGBA when the source has alpha */
     int width, height, format, colorspace, range, chroma;
 } ipvg_to_rgb;
 
