@@ -19,12 +19,10 @@ def estimate(
     texts, contexts and the sampler's own) and "video" (the result).
 
     Works without the files' data: only names and shapes are used. Raises ValueError for a size or device that cannot
-    work, ipvg.UnsupportedError for a dtype that this machine does not compute in.
+    work, or a dtype other than float32 and bfloat16.
     """
     check_size((width, height), frames)
-    if dtype != "float32":
-        raise _core.UnsupportedError(f"the CPU backend computes in float32, not in {dtype}")
-    dev = _core.Device(device)
+    dev = _core.Device(device, dtype=dtype)
 
     def model(kind, name):
         part = checkpoint.components[name]

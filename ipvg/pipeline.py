@@ -58,14 +58,20 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike | None = None, *, device: str = "cpu", threads: int | None = None
+        cls,
+        path: str | os.PathLike | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        dtype: str = "float32",
     ) -> Pipeline:
         """Opens a checkpoint folder (official or diffusers layout); None: the bundled one, `bundled()`.
 
         Reads headers only. threads: of the CPU; None: all cores. The same seed and thread count give the same bytes.
+        dtype: "float32", or "bfloat16" for the matrix products of the transformers (help(ipvg.Device) says more).
         Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads).
         """
-        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads or 0))
+        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads or 0, dtype))
 
     # ---- the models ----
 
@@ -217,9 +223,11 @@ class Pipeline:
         return self.decode(run.latents, progress)
 
 
-def generate(prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, **arguments) -> Video:
+def generate(
+    prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, dtype="float32", **arguments
+) -> Video:
     """Pipeline.load(checkpoint).generate(...): a sentence, and pictures if you like, become a Video."""
-    return Pipeline.load(checkpoint, device=device, threads=threads).generate(prompt, references, **arguments)
+    return Pipeline.load(checkpoint, device=device, threads=threads, dtype=dtype).generate(prompt, references, **arguments)
 
 
 def bundled() -> Path:

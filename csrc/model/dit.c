@@ -192,7 +192,7 @@ static ipvg_status head(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor 
     ipvg_tensor shift = ipvg_tensor_of(ipvg_tensor_slice(&mod, 0, 1).data, IPVG_F32, dim);
     ipvg_tensor scale = ipvg_tensor_of(ipvg_tensor_slice(&mod, 1, 1).data, IPVG_F32, dim);
     IPVG_TRY(ipvg_norm_modulate(ex, &h, x, &shift, &scale, dit->config.eps));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &out, &h, &dit->head, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_dit_linear_exact(ex, &out, &h, &dit->head, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, &out, "head"));
     IPVG_TRY(ipvg_unpatchify(ex, velocity, &out));
 done:

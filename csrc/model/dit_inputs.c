@@ -30,11 +30,11 @@ ipvg_status ipvg_dit_time(ipvg_exec *ex, ipvg_tensor *e, ipvg_tensor *e0, double
         host[half + i] = (float)sin(angle);
     }
     IPVG_TRY(ex->be->copy_in(ex, &wave, host));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &hidden, &wave, &dit->time[0], IPVG_ACT_SILU));
-    IPVG_TRY(ipvg_dit_linear_run(ex, e, &hidden, &dit->time[1], IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_dit_linear_exact(ex, &hidden, &wave, &dit->time[0], IPVG_ACT_SILU));
+    IPVG_TRY(ipvg_dit_linear_exact(ex, e, &hidden, &dit->time[1], IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, e, "e"));
     IPVG_TRY(ipvg_silu(ex, &hidden, e));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &projected, &hidden, &dit->time_projection, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_dit_linear_exact(ex, &projected, &hidden, &dit->time_projection, IPVG_ACT_NONE));
     *e0 = ipvg_tensor_of(projected.data, IPVG_F32, 6, dim);
     IPVG_TRY(ipvg_see(ex, e0, "e0"));
     ipvg_arena_reset(ex->arena, mark);

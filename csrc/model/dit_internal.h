@@ -74,6 +74,13 @@ static inline ipvg_status ipvg_dit_linear_run(ipvg_exec *ex, ipvg_tensor *y, con
     return ipvg_linear(ex, y, x, &linear->w, &linear->b, act);
 }
 
+/* In float32 on every backend: the timestep's layers and the head. */
+static inline ipvg_status ipvg_dit_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
+                                                const ipvg_dit_linear *linear, ipvg_act act)
+{
+    return ipvg_linear_exact(ex, y, x, &linear->w, &linear->b, act);
+}
+
 /* ---- dit_inputs.c ---- */
 
 /* The keys (what = 0) or values (1) of block i. */

@@ -163,11 +163,11 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *x, const middle *m)
     ipvg_status status;
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, IPVG_F32, 2, (const int64_t[]){pixels, 3 * c}));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, IPVG_F32, 2, (const int64_t[]){pixels, c}));
-    IPVG_TRY(ipvg_linear(ex, &qkv, &input, &m->weights->qkv.w, &m->weights->qkv.b, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_linear_exact(ex, &qkv, &input, &m->weights->qkv.w, &m->weights->qkv.b, IPVG_ACT_NONE));
     ipvg_tensor q = ipvg_tensor_columns(&qkv, 0, c), k = ipvg_tensor_columns(&qkv, c, c),
                 v = ipvg_tensor_columns(&qkv, 2 * c, c);
     IPVG_TRY(ipvg_attention(ex, &o, &q, &k, &v, 1, (float)(1.0 / sqrt((double)c)), NULL));
-    IPVG_TRY(ipvg_linear(ex, &input, &o, &m->weights->proj.w, &m->weights->proj.b, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_linear_exact(ex, &input, &o, &m->weights->proj.w, &m->weights->proj.b, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gate_residual(ex, &rows, &input, NULL));
 done:
     ipvg_arena_reset(ex->arena, mark);

@@ -39,7 +39,9 @@ struct ipvg_conv; /* ops.h */
 struct ipvg_conv_out;
 
 struct ipvg_backend {
-    const char *name; /* "cpu" */
+    const char *name;   /* "cpu" */
+    ipvg_dtype compute; /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16 */
+    bool native;        /* the machine has units for it; otherwise the same numbers at float32's speed */
     ipvg_memory memory;
     void *state; /* the backend's own: streams, library handles */
     void (*free)(ipvg_backend *be);
@@ -47,7 +49,7 @@ struct ipvg_backend {
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
 
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
-                          const ipvg_tensor *b, ipvg_act act);
+                          const ipvg_tensor *b, ipvg_act act, bool exact);
     ipvg_status (*attention)(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
                              const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
     ipvg_status (*norm_modulate)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
@@ -75,7 +77,7 @@ struct ipvg_backend {
 };
 
 /* threads: OpenMP threads. The table is shared and constant; a backend object holds no data of a model. */
-ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out);
+ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype compute);
 void ipvg_backend_free(ipvg_backend **be);
 
 #endif

@@ -33,15 +33,27 @@ static bool contiguous(const ipvg_tensor *t) { return t->ndim == 0 || t->ld == t
 
 /* ---- transformers ---- */
 
-ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
-                        ipvg_act act)
+static ipvg_status linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                          const ipvg_tensor *b, ipvg_act act, bool exact)
 {
     NEED(x->ndim == 2, "linear", "x", x, "(L, K)");
     NEED(w->ndim == 2 && w->shape[1] == x->shape[1] && contiguous(w), "linear", "w", w, "(N, K of x)");
     NEED(!b || IS(b, w->shape[0]), "linear", "b", b, "(N of w,)");
     NEED(IS(y, x->shape[0], w->shape[0]), "linear", "y", y, "(L of x, N of w)");
     NEED_OP(linear, "linear");
-    return ex->be->linear(ex, y, x, w, b, act);
+    return ex->be->linear(ex, y, x, w, b, act, exact);
+}
+
+ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
+                        ipvg_act act)
+{
+    return linear(ex, y, x, w, b, act, false);
+}
+
+ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                              const ipvg_tensor *b, ipvg_act act)
+{
+    return linear(ex, y, x, w, b, act, true);
 }
 
 ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,

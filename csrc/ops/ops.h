@@ -7,9 +7,13 @@
 
 #include "backend.h"
 
-/* y (L, N) = act(x (L, K) w (N, K)^T + b (N) or NULL). x, y rows may be strided (ld). */
+/* y (L, N) = act(x (L, K) w (N, K)^T + b (N) or NULL). x, y rows may be strided (ld). A bfloat16 backend rounds x and w
+ * to bfloat16 and sums the products in float32. */
 ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
                         ipvg_act act);
+/* The same in float32 on every backend: for the timestep and the head, which the reference keeps out of bfloat16. */
+ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                              const ipvg_tensor *b, ipvg_act act);
 
 /* o (Lq, H*d) = softmax(scale q k^T + bias) v, for each of H heads; q (Lq, H*d), k and v (Lk, H*d).
  * bias: NULL, or float32 (H, Lq + Lk - 1): entry [h][key - query + Lq - 1], the relative position bias of T5. */

@@ -261,7 +261,7 @@ static void test_refusals(void)
 
 static void all(int rounds)
 {
-    CHECK(ipvg_backend_cpu(&ctx, &be) == IPVG_OK, "%s", ctx.error);
+    CHECK(ipvg_backend_cpu(&ctx, &be, IPVG_F32) == IPVG_OK, "%s", ctx.error);
     ex = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &arena};
     for (int i = 0; i < rounds; i++) {
         ctx.threads = pick(1, 3);

@@ -210,7 +210,7 @@ int main(void)
 {
     ipvg_weights *weights = NULL;
     ipvg_context_init(&ctx, 2);
-    CHECK(ipvg_backend_cpu(&ctx, &be) == IPVG_OK);
+    CHECK(ipvg_backend_cpu(&ctx, &be, IPVG_F32) == IPVG_OK);
     be->memory.alloc = counting_alloc;
     ex = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &arena};
     describe();

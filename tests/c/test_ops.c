@@ -334,7 +334,7 @@ static void test_refusals(void)
 
 static void all(int rounds)
 {
-    ipvg_backend_cpu(&ctx, &be);
+    ipvg_backend_cpu(&ctx, &be, IPVG_F32);
     ex = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &arena};
     for (int i = 0; i < rounds; i++) {
         ctx.threads = pick(1, 3);

@@ -277,7 +277,7 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
 int main(void)
 {
     ipvg_context_init(&ctx, 2);
-    CHECK(ipvg_backend_cpu(&ctx, &cpu) == IPVG_OK);
+    CHECK(ipvg_backend_cpu(&ctx, &cpu, IPVG_F32) == IPVG_OK);
     be = *cpu;
     be.memory = (ipvg_memory){counted_alloc, counted_free, NULL};
     ex = (ipvg_exec){.ctx = &ctx, .be = &be, .arena = &arena};

@@ -164,7 +164,7 @@ int main(void)
     ipvg_weights *weights = NULL;
     ipvg_umt5 *umt5 = NULL;
     ipvg_context_init(&ctx, 2);
-    CHECK(ipvg_backend_cpu(&ctx, &be) == IPVG_OK);
+    CHECK(ipvg_backend_cpu(&ctx, &be, IPVG_F32) == IPVG_OK);
     ex = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &arena};
     describe();
     CHECK(ipvg_weights_open(&ctx, &weights, sources, TENSORS) == IPVG_OK);

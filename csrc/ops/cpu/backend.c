@@ -37,7 +37,13 @@ static ipvg_status copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *sr
     return IPVG_OK;
 }
 
-static void cpu_free(ipvg_backend *be) { free(be); }
+static void cpu_free(ipvg_backend *be)
+{
+    ipvg_cpu *cpu = be->state;
+    ipvg_matmul16_free(&cpu->matmul16);
+    free(cpu);
+    free(be);
+}
 
 static const ipvg_loops *loops_of_machine(void)
 {
@@ -51,15 +57,28 @@ static const ipvg_loops *loops_of_machine(void)
     return v4 ? &ipvg_loops_v4 : v3 ? &ipvg_loops_v3 : &ipvg_loops_baseline;
 }
 
-ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out)
+ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype compute)
 {
+    *out = NULL;
+    if (compute != IPVG_F32 && compute != IPVG_BF16)
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "the CPU computes in float32 or bfloat16, not in %s",
+                         ipvg_dtype_name(compute));
     ipvg_backend *be = malloc(sizeof *be);
-    *out = be;
-    if (!be) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
+    ipvg_cpu *cpu = calloc(1, sizeof *cpu);
+    ipvg_status status = be && cpu ? IPVG_OK : ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
+    if (status == IPVG_OK && compute == IPVG_BF16) status = ipvg_matmul16_new(ctx, &cpu->matmul16);
+    if (status != IPVG_OK) {
+        free(cpu);
+        free(be);
+        return status;
+    }
+    cpu->loops = loops_of_machine();
     *be = (ipvg_backend){
         .name = "cpu",
+        .compute = compute,
+        .native = compute == IPVG_F32 || cpu->matmul16,
         .memory = ipvg_host_memory,
-        .state = (void *)loops_of_machine(),
+        .state = cpu,
         .free = cpu_free,
         .copy_in = copy_in,
         .copy_out = copy_out,
@@ -82,5 +101,6 @@ ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out)
         .conv = ipvg_cpu_conv,
         .norm_silu = ipvg_cpu_norm_silu,
     };
+    *out = be;
     return IPVG_OK;
 }

@@ -4,9 +4,15 @@
 
 #include "../ops.h"
 #include "loops.h"
+#include "matmul16.h"
 
-/* The loops for this machine. */
-static inline const ipvg_loops *ipvg_cpu_loops(const ipvg_exec *ex) { return ex->be->state; }
+/* The backend's state. */
+typedef struct ipvg_cpu {
+    const ipvg_loops *loops; /* for this machine */
+    ipvg_matmul16 *matmul16; /* NULL: a bfloat16 backend rounds and multiplies in float32 */
+} ipvg_cpu;
+
+static inline const ipvg_loops *ipvg_cpu_loops(const ipvg_exec *ex) { return ((const ipvg_cpu *)ex->be->state)->loops; }
 
 /* IPVG_E_TYPE unless t is float32. */
 ipvg_status ipvg_cpu_need_f32(ipvg_exec *ex, const char *op, const char *what, const ipvg_tensor *t);
@@ -16,7 +22,7 @@ ipvg_status ipvg_cpu_floats(ipvg_exec *ex, const float **out, const ipvg_tensor 
 
 /* gemm.c */
 ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
-                            const ipvg_tensor *b, ipvg_act act);
+                            const ipvg_tensor *b, ipvg_act act, bool exact);
 /* attention.c */
 ipvg_status ipvg_cpu_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
