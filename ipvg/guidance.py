@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from . import _arguments
 from .formula import Formula
 from .schedule import Schedule
 
@@ -60,7 +61,11 @@ class Branch:
             raise ValueError(f"text: expected the name of a prompt, got {self.text!r}")
         if self.reference not in _REFERENCES:
             raise ValueError(f"reference: expected one of {', '.join(_REFERENCES)}, got {self.reference!r}")
-        if isinstance(self.skip_blocks, str | bytes) or not isinstance(self.skip_blocks, Sequence | np.ndarray | set):
+        if (
+            isinstance(self.skip_blocks, str | bytes)
+            or not isinstance(self.skip_blocks, Sequence | np.ndarray | set)
+            or (isinstance(self.skip_blocks, np.ndarray) and self.skip_blocks.ndim != 1)
+        ):
             raise TypeError(f"skip_blocks: expected a list of block numbers, got {self.skip_blocks!r}")
         for block in self.skip_blocks:
             if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 0:
@@ -68,7 +73,7 @@ class Branch:
         if not isinstance(self.keep_hint, bool):
             raise TypeError(f"keep_hint: expected True or False, got {self.keep_hint!r}")
         object.__setattr__(self, "skip_blocks", tuple(sorted({int(b) for b in self.skip_blocks})))
-        object.__setattr__(self, "context_scale", _number("context_scale", self.context_scale))
+        object.__setattr__(self, "context_scale", _arguments.number("context_scale", self.context_scale))
 
     def __str__(self) -> str:
         parts = [f"text {self.text}"]
@@ -212,7 +217,11 @@ class Guidance:
 
     def _at(self, step: int, sigma: float) -> dict[str, float]:
         now = {
-            name: w if isinstance(w, float) else w[step] if isinstance(w, tuple) else _number(name, w(step, sigma))
+            name: w
+            if isinstance(w, float)
+            else w[step]
+            if isinstance(w, tuple)
+            else _arguments.number(name, w(step, sigma))
             for name, w in self.weights.items()
         }
         found = self._formula.coefficients(now)
@@ -250,23 +259,14 @@ def _build(branches: dict, combine: str, weights: dict) -> Guidance:
     return Guidance(branches, combine, **weights)
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return number
-
-
 def _weight(name: str, value: Any) -> Weight:
     if callable(value):
         return value
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
         if not len(value):
             raise ValueError(f"weight {name!r}: an empty list; expected one number a step")
-        return tuple(_number(f"weight {name!r}", v) for v in value)
-    return _number(f"weight {name!r}", value)
+        return tuple(_arguments.number(f"weight {name!r}", v) for v in value)
+    return _arguments.number(f"weight {name!r}", value)
 
 
 def _branch(name: str, value: Branch | Mapping[str, Any]) -> Branch:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _arguments, _core
 from .checkpoint import Checkpoint
 from .guidance import PRESETS, Guidance
 from .prepare import fit_video, vace_context
@@ -71,7 +71,8 @@ class Pipeline:
         dtype: "float32", or "bfloat16" for the matrix products of the transformers (help(ipvg.Device) says more).
         Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads).
         """
-        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads or 0, dtype))
+        threads = 0 if threads is None else threads
+        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads, dtype))
 
     # ---- the models ----
 
@@ -108,6 +109,7 @@ class Pipeline:
         The names are what a guidance's branches ask for: "cond", "negative" and "null" in the presets.
         """
         states = {}
+        _arguments.instance("prompts", prompts, Mapping, "a mapping of names to prompts")
         for i, (name, prompt) in enumerate(prompts.items()):
             if not isinstance(prompt, str):
                 raise TypeError(f"prompt {name!r}: expected str, got {type(prompt).__name__}")
@@ -137,7 +139,7 @@ class Pipeline:
         size = self.defaults.size if size is None else size
         frames = self.defaults.frames if frames is None else frames
         check_size(size, frames)
-        references = list(references)
+        references = list(_arguments.instance("references", references, Sequence, "a list of pictures"))
         if video is not None:
             pixels = video.frames if isinstance(video, Video) else np.asarray(video)
             video = fit_video(pixels, size, frames)

@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 
 import numpy as np
 
-from . import _core
+from . import _arguments, _core
 from .source import check_size
 from .video import to_float
 
@@ -43,6 +43,8 @@ def fit_video(frames: np.ndarray, size: tuple[int, int], count: int | None = Non
     _pixels("frames", frames, 4)
     width, height = _size(size)
     total = len(frames)
+    if count is not None:
+        _arguments.integer("count", count, 1, 1 << 16)
     ids = frame_ids(total, (total - 1) // 4 * 4 + 1 if count is None else count)
     if ids != list(range(total)):
         frames = frames[ids]
@@ -228,6 +230,8 @@ def _pixels(what: str, array: np.ndarray, ndim: int) -> None:
 def _size(size: tuple[int, int]) -> tuple[int, int]:
     try:
         width, height = size
-        return int(width), int(height)
     except (TypeError, ValueError):
         raise TypeError(f"size: expected (width, height), got {size!r}") from None
+    return _arguments.integer("width of size", width, 1, 1 << 16), _arguments.integer(
+        "height of size", height, 1, 1 << 16
+    )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core
+from . import _arguments, _core
 from .guidance import Guidance
 from .schedule import Schedule
 from .source import Source
@@ -31,15 +31,13 @@ def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
     csrc/base/random.h says. seed: 0 to 2**64 - 1. It is not torch's generator: to repeat a run of the original code,
     pass its noise instead. Raises TypeError / ValueError for a seed or shape that cannot work.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed: expected an integer, got {seed!r}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-    shape = tuple(shape)
-    for size in shape:
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-            raise ValueError(f"shape: expected sizes from 0, got {shape}")
-    return _core.normals(int(seed), 0, 0, math.prod(shape)).reshape(shape)
+    seed = _arguments.integer("seed", seed, 0, 2**64 - 1)
+    shape = tuple(
+        _arguments.integer("shape", size, 0, 2**40) for size in _arguments.instance("shape", shape, Sequence, "sizes")
+    )
+    if math.prod(shape) > 2**40:
+        raise ValueError(f"shape: {shape} has more elements than any machine holds")
+    return _core.normals(seed, 0, 0, math.prod(shape)).reshape(shape)
 
 
 draw = noise  # where an argument is called noise
@@ -107,8 +105,12 @@ class Sampler:
         seed: int | None = None,
         noise: np.ndarray | None = None,
     ):
-        self.model, self.source, self.seed = model, source, seed
-        self.schedule = schedule if schedule is not None else Schedule()
+        self.model = _arguments.instance("model", model, _core.Dit)
+        self.source = _arguments.instance("source", source, Source)
+        self.schedule = Schedule() if schedule is None else _arguments.instance("schedule", schedule, Schedule)
+        _arguments.instance("guidance", guidance, Guidance)
+        _arguments.instance("texts", texts, Mapping, "a mapping of prompt names to states")
+        self.seed = seed
         self.guidance = guidance.resolve(self.schedule)
         if (seed is None) == (noise is None):
             raise ValueError("give seed= or noise=, one of them")

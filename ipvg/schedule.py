@@ -11,11 +11,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from . import _core
+from . import _arguments, _core
 
 SolverName = Literal["unipc", "dpmpp", "euler"]
 Convention = Literal["official", "diffusers"]
@@ -41,12 +41,10 @@ class Schedule:
     _core: _core.Schedule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int | np.integer):
-            raise TypeError(f"steps: expected an integer, got {self.steps!r}")
-        if not 1 <= self.steps <= 100_000:
-            raise ValueError(f"steps: expected 1 to 100000, got {self.steps}")
-        object.__setattr__(self, "steps", int(self.steps))
-        object.__setattr__(self, "shift", float(self.shift))
+        object.__setattr__(self, "steps", _arguments.integer("steps", self.steps, 1, 100_000))
+        object.__setattr__(self, "shift", _arguments.number("shift", self.shift))
+        _arguments.choice("solver", self.solver, get_args(SolverName))
+        _arguments.choice("sigmas_from", self.sigmas_from, get_args(Convention))
         core = _core.Schedule(self.solver, self.steps, self.shift, self.sigmas_from)
         object.__setattr__(self, "_core", core)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import _arguments
 from .guidance import Reference
 
 
@@ -28,11 +29,18 @@ class Source:
     def __post_init__(self) -> None:
         check_size(self.size, self.frames)
         width, height = self.size
-        expected = (96, self.references + 1 + (self.frames - 1) // 4, height // 8, width // 8)
-        if self.references < 0 or np.shape(self.context) != expected:
+        references = _arguments.integer("references", self.references, 0, 1000)
+        expected = (96, references + 1 + (self.frames - 1) // 4, height // 8, width // 8)
+        context = np.asarray(self.context)
+        if context.dtype.kind != "f":
+            raise TypeError(f"context: expected floating point, got {context.dtype}")
+        if context.shape == expected and not np.isfinite(context).all():
+            raise ValueError("context: holds NaN or infinity")
+        object.__setattr__(self, "context", np.ascontiguousarray(context, np.float32))
+        if context.shape != expected:
             raise ValueError(
                 f"context: {self.references} references, {self.frames} frames and size {width}x{height} make "
-                f"{expected}, got {np.shape(self.context)}"
+                f"{expected}, got {context.shape}"
             )
 
     @property
@@ -63,8 +71,7 @@ def check_size(size: tuple[int, int], frames: int) -> None:
     except (TypeError, ValueError):
         raise TypeError(f"size: expected (width, height), got {size!r}") from None
     for name, value in (("width", width), ("height", height), ("frames", frames)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name}: expected an integer, got {value!r}")
+        _arguments.integer(name, value, 1, 1 << 16)
     if width < 16 or height < 16 or width % 16 or height % 16:
         near = tuple(max(16, round(v / 16) * 16) for v in (width, height))
         raise ValueError(f"size: expected multiples of 16, got {width}x{height}; try {near[0]}x{near[1]}")

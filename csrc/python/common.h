@@ -60,6 +60,13 @@ ipvg_tensor ipvg_py_view(PyArrayObject *a);
 /* A new float32 array. */
 PyArrayObject *ipvg_py_new(int ndim, const int64_t *shape);
 
+/* An integer or a number as an argument, with its range; `what` names it in errors (TypeError, ValueError). Return 0 and
+ * raise on failure. */
+int ipvg_py_int(PyObject *value, const char *what, int64_t min, int64_t max, int64_t *out);
+int ipvg_py_number(PyObject *value, const char *what, double min, double max, double *out);
+/* Which of the words a str is; -1 with TypeError or ValueError set if none. */
+int ipvg_py_choice(PyObject *value, const char *what, const char *const *words, int count);
+
 /* An int / float item of a config dict, with range check. Return 0 and raise on failure. */
 int ipvg_py_dict_int(PyObject *dict, const char *key, int min, int max, int *out);
 int ipvg_py_dict_float(PyObject *dict, const char *key, double min, double max, float *out);

@@ -102,19 +102,17 @@ void ipvg_py_trace_set(ipvg_py_trace *t, ipvg_py_run *run, PyObject *callable)
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"name", "threads", "dtype", NULL};
-    const char *name = "cpu", *dtype = "float32";
-    int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|sis:Device", names, &name, &threads, &dtype)) return NULL;
-    if (strcmp(name, "cpu") != 0)
-        return PyErr_Format(PyExc_ValueError, "device '%s' is unknown; this build knows 'cpu'", name);
-    if (threads < 0 || threads > 4096)
-        return PyErr_Format(PyExc_ValueError, "threads: expected 0 (all) to 4096, got %d", threads);
-    bool half = strcmp(dtype, "bfloat16") == 0;
-    if (!half && strcmp(dtype, "float32") != 0)
-        return PyErr_Format(PyExc_ValueError, "dtype: expected 'float32' or 'bfloat16', got '%s'", dtype);
+    static const char *const devices[] = {"cpu"}, *const dtypes[] = {"float32", "bfloat16"};
+    PyObject *name = NULL, *count = NULL, *dtype = NULL;
+    int64_t threads = 0;
+    int half = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:Device", names, &name, &count, &dtype)) return NULL;
+    if (name && ipvg_py_choice(name, "device name", devices, 1) < 0) return NULL;
+    if (count && !ipvg_py_int(count, "threads", 0, 4096, &threads)) return NULL; /* 0: all */
+    if (dtype && (half = ipvg_py_choice(dtype, "dtype", dtypes, 2)) < 0) return NULL;
     ipvg_py_device *self = (ipvg_py_device *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    ipvg_context_init(&self->ctx, threads);
+    ipvg_context_init(&self->ctx, (int)threads);
     self->lock = PyThread_allocate_lock();
     ipvg_status status = self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32) : IPVG_E_MEMORY;
     if (status != IPVG_OK) {

@@ -75,7 +75,7 @@ static PyObject *dit_context(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_py_dit_context *context = NULL;
     ipvg_py_trace tracing;
     ipvg_py_run run;
-    long count;
+    int64_t count;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwds, "O|OO:context", names, &given, &frames, &trace) ||
         !ipvg_py_trace_check(trace))
@@ -83,12 +83,8 @@ static PyObject *dit_context(PyObject *obj, PyObject *args, PyObject *kwds)
     const int64_t shape[] = {c->n_vace ? c->vace_in_dim : 0, -1, -1, -1};
     PyArrayObject *array = ipvg_py_float_array(given, "context", 4, shape);
     if (!array) return NULL;
-    count = frames == Py_None ? (long)PyArray_DIM(array, 1) : PyLong_AsLong(frames);
-    if (PyErr_Occurred()) goto done;
-    if (count < 1 || count > IPVG_DIT_MAX_SIDE) {
-        PyErr_Format(PyExc_ValueError, "frames: expected 1 to %d, got %ld", IPVG_DIT_MAX_SIDE, count);
-        goto done;
-    }
+    count = PyArray_DIM(array, 1);
+    if (frames != Py_None && !ipvg_py_int(frames, "frames", 1, IPVG_DIT_MAX_SIDE, &count)) goto done;
     context = (ipvg_py_dit_context *)ipvg_py_dit_context_type->tp_alloc(ipvg_py_dit_context_type, 0);
     if (!context) goto done;
     context->model = (ipvg_py_dit *)Py_NewRef(obj);
@@ -114,15 +110,11 @@ static int parse_skip(PyObject *skip, int keep_hint, const ipvg_dit_config *c, u
     if (!skip || skip == Py_None) return 1;
     PyObject *fast = PySequence_Fast(skip, "skip: expected a sequence of block numbers");
     for (Py_ssize_t i = 0; fast && i < PySequence_Fast_GET_SIZE(fast); i++) {
-        long block = PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
-        if (block == -1 && PyErr_Occurred()) {
-            Py_CLEAR(fast);
-        } else if (block < 0 || block >= c->layers) {
-            PyErr_Format(PyExc_ValueError, "skip: block %ld; the model has blocks 0 to %d", block, c->layers - 1);
-            Py_CLEAR(fast);
-        } else {
+        int64_t block;
+        if (ipvg_py_int(PySequence_Fast_GET_ITEM(fast, i), "skip: block", 0, c->layers - 1, &block))
             run[block] = keep_hint ? IPVG_DIT_SKIP_KEEP_HINT : IPVG_DIT_SKIP;
-        }
+        else
+            Py_CLEAR(fast);
     }
     Py_XDECREF(fast);
     return fast != NULL;
@@ -144,12 +136,9 @@ static int parse_scale(PyObject *scale, const ipvg_dit_config *c, float *out)
         }
     }
     for (int n = 0; n < c->n_vace; n++) {
-        double x = !scale ? 1.0 : PyFloat_AsDouble(fast ? PySequence_Fast_GET_ITEM(fast, n) : scale);
-        if (x == -1.0 && PyErr_Occurred()) goto done;
-        if (!(x >= -1e6 && x <= 1e6)) {
-            PyErr_SetString(PyExc_ValueError, "scale: expected finite numbers");
-            goto done;
-        }
+        double x = 1.0;
+        PyObject *one = fast ? PySequence_Fast_GET_ITEM(fast, n) : scale;
+        if (one && !ipvg_py_number(one, "scale", -1e6, 1e6, &x)) goto done;
         out[n] = (float)x;
     }
     ok = 1;
@@ -185,12 +174,14 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_py_trace tracing;
     ipvg_py_run run;
     int keep_hint = 0, frames, height, width;
+    PyObject *timestep;
     double t;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OdO!O!|$OpOOO:forward", names, &given, &t, ipvg_py_dit_text_type,
-                                     &text_obj, ipvg_py_dit_context_type, &context_obj, &skip, &keep_hint, &scale, &out,
-                                     &trace) ||
-        !ipvg_py_trace_check(trace) || !parse_skip(skip, keep_hint, c, run_of) || !parse_scale(scale, c, scales))
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO!O!|$OpOOO:forward", names, &given, &timestep,
+                                     ipvg_py_dit_text_type, &text_obj, ipvg_py_dit_context_type, &context_obj, &skip,
+                                     &keep_hint, &scale, &out, &trace) ||
+        !ipvg_py_number(timestep, "t", 0, 1000, &t) || !ipvg_py_trace_check(trace) ||
+        !parse_skip(skip, keep_hint, c, run_of) || !parse_scale(scale, c, scales))
         return NULL;
     ipvg_dit_text *text = ((ipvg_py_dit_text *)text_obj)->text;
     ipvg_dit_context *context = ((ipvg_py_dit_context *)context_obj)->context;
@@ -221,11 +212,16 @@ static PyObject *dit_memory(PyObject *obj, PyObject *args)
     ipvg_py_dit *self = (ipvg_py_dit *)obj;
     ipvg_dit_bytes bytes = {0};
     ipvg_context ctx;
-    int frames, height, width;
+    PyObject *frames, *height, *width;
+    int64_t f, h, w;
 
-    if (!PyArg_ParseTuple(args, "iii:memory", &frames, &height, &width)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOO:memory", &frames, &height, &width) ||
+        !ipvg_py_int(frames, "frames", 1, IPVG_DIT_MAX_SIDE, &f) ||
+        !ipvg_py_int(height, "height", 1, IPVG_DIT_MAX_SIDE, &h) ||
+        !ipvg_py_int(width, "width", 1, IPVG_DIT_MAX_SIDE, &w))
+        return NULL;
     ipvg_context_init(&ctx, self->device->ctx.threads); /* plans alone: needs neither the lock nor the device's arena */
-    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, frames, height, width);
+    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, (int)f, (int)h, (int)w);
     if (status != IPVG_OK) return ipvg_py_raise(&ctx, status);
     return Py_BuildValue("{sKsKsK}", "scratch", (unsigned long long)bytes.scratch, "text",
                          (unsigned long long)bytes.text, "context", (unsigned long long)bytes.context);

@@ -92,6 +92,58 @@ PyArrayObject *ipvg_py_new(int ndim, const int64_t *shape)
     return (PyArrayObject *)PyArray_SimpleNew(ndim, dims, NPY_FLOAT32);
 }
 
+/* ---- numbers ---- */
+
+int ipvg_py_int(PyObject *value, const char *what, int64_t min, int64_t max, int64_t *out)
+{
+    PyObject *index = PyNumber_Index(value);
+    if (!index) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: expected an integer, got %.100s", what, Py_TYPE(value)->tp_name);
+        return 0;
+    }
+    int overflow;
+    long long x = PyLong_AsLongLongAndOverflow(index, &overflow);
+    int fits = !overflow && x >= min && x <= max;
+    if (!fits && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "%s: expected %lld to %lld, got %R", what, (long long)min, (long long)max,
+                     index);
+    Py_DECREF(index);
+    *out = x;
+    return fits;
+}
+
+int ipvg_py_number(PyObject *value, const char *what, double min, double max, double *out)
+{
+    double x = PyFloat_AsDouble(value);
+    if (x == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_TypeError, "%s: expected a number, got %.100s", what, Py_TYPE(value)->tp_name);
+        return 0;
+    }
+    if (!(x >= min && x <= max)) {
+        char range[64];
+        snprintf(range, sizeof range, "%g to %g", min, max);
+        PyErr_Format(PyExc_ValueError, "%s: expected a number from %s, got %R", what, range, value);
+        return 0;
+    }
+    *out = x;
+    return 1;
+}
+
+int ipvg_py_choice(PyObject *value, const char *what, const char *const *words, int count)
+{
+    char list[256] = "";
+    for (int i = 0; i < count; i++) {
+        if (PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, words[i]) == 0) return i;
+        size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, i ? ", '%s'" : "'%s'", words[i]);
+    }
+    PyErr_Format(PyUnicode_Check(value) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %s, got %R", what, list,
+                 value);
+    return -1;
+}
+
 /* ---- config dicts ---- */
 
 static PyObject *item(PyObject *dict, const char *key)

@@ -219,10 +219,14 @@ static PyObject *vae_decode(PyObject *obj, PyObject *args, PyObject *kwds)
 static PyObject *vae_memory(PyObject *obj, PyObject *args)
 {
     vae_object *self = (vae_object *)obj;
-    long long t, h, w;
+    PyObject *frames, *height, *width;
+    int64_t t, h, w;
     ipvg_vae_bytes bytes = {0};
     ipvg_py_run run;
-    if (!PyArg_ParseTuple(args, "LLL:memory", &t, &h, &w) || !ipvg_py_enter(self->dev, &run)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOO:memory", &frames, &height, &width) ||
+        !ipvg_py_int(frames, "frames", 1, INT32_MAX, &t) || !ipvg_py_int(height, "height", 1, INT32_MAX, &h) ||
+        !ipvg_py_int(width, "width", 1, INT32_MAX, &w) || !ipvg_py_enter(self->dev, &run))
+        return NULL;
     ipvg_status status = ipvg_vae_memory(&self->dev->ctx, self->dev->be, &bytes, self->vae, t, h, w);
     if (!ipvg_py_leave(&run, status)) return NULL;
     return Py_BuildValue("{s:n,s:n}", "encode", (Py_ssize_t)bytes.encode, "decode", (Py_ssize_t)bytes.decode);

@@ -78,6 +78,8 @@ class Checkpoint:
 
         components: which to open, of "dit", "vae", "text". tokenizer_path is the folder's tokenizer.json, or None.
         Raises FormatError, which names the file and the tensor and what was expected; OSError."""
+        if not isinstance(components, Iterable):
+            raise TypeError(f"components: expected names of {', '.join(COMPONENTS)}, got {components!r}")
         wanted = tuple(components)
         for name in wanted:
             if name not in COMPONENTS:
