@@ -151,7 +151,7 @@ def test_last_sample_is_exactly_the_last_x0():
         ({"shift": -1}, ValueError, "shift"),
         ({"shift": float("nan")}, ValueError, "shift"),
         ({"shift": float("inf")}, ValueError, "shift"),
-        ({"shift": "x"}, ValueError, "could not convert"),
+        ({"shift": "x"}, TypeError, "shift: expected a number"),
         ({"solver": "heun"}, ValueError, "heun"),
         ({"sigmas_from": "karras"}, ValueError, "karras"),
     ],

@@ -129,7 +129,7 @@ def test_nothing_is_printed(tmp_path, capfd):
         for read in (read_image, read_video):
             with pytest.raises(_core.FormatError):
                 read(broken)
-    with pytest.raises(ValueError, match="preset 'fastest'"):
+    with pytest.raises(ValueError, match=r"preset: .*'fastest'"):
         clip().save(tmp_path / "a.mp4", preset="fastest")
     assert capfd.readouterr() == ("", "")
 
@@ -141,8 +141,8 @@ def test_nothing_is_printed(tmp_path, capfd):
         ("even width and height: crop or pad them to 62 x 48", 48, 63, "a.mp4", {}),
         ("16 x 16 to 16384", 8, 64, "a.mp4", {}),
         ("name it a.mp4", 48, 64, "a.avi", {}),
-        ("crf is 0", 48, 64, "a.mp4", {"crf": 0}),
-        ("crf is 52", 48, 64, "a.mp4", {"crf": 52}),
+        (r"crf: .* got 0", 48, 64, "a.mp4", {"crf": 0}),
+        (r"crf: .* got 52", 48, 64, "a.mp4", {"crf": 52}),
     ],
 )
 def test_what_cannot_be_written_is_named(tmp_path, words, height, width, name, options):
@@ -165,7 +165,7 @@ def test_a_part_of_a_video(tmp_path):
     for start in (30, 31):
         with pytest.raises(ValueError, match=f"start is {start}"):
             read_video(tmp_path / "a.mp4", start=start)
-    with pytest.raises(ValueError, match="frames >= 1"):
+    with pytest.raises(ValueError, match="frames: expected 1"):
         read_video(tmp_path / "a.mp4", frames=0)
 
 
