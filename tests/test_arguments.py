@@ -129,7 +129,11 @@ def calls(pipe: Pipeline) -> dict[str, Call]:
         "Tokenizer()": Call(
             pipe.tokenizer, {"text": "a", "max_tokens": 9}, {"text": TEXT, "max_tokens": [*COUNT, 0, 513]}
         ),
-        "Device": Call(_core.Device, {"name": "cpu", "threads": 1}, {"name": WORD, "threads": COUNT}),
+        "Device": Call(
+            _core.Device,
+            {"name": "cpu", "threads": 1, "dtype": "float32"},
+            {"name": WORD, "threads": COUNT, "dtype": WORD},
+        ),
         "Schedule": Call(
             Schedule,
             {"steps": 2, "shift": 16.0, "solver": "unipc", "sigmas_from": "official"},
@@ -199,8 +203,8 @@ def calls(pipe: Pipeline) -> dict[str, Call]:
         ),
         "Pipeline.load": Call(
             Pipeline.load,
-            {"path": pipe.checkpoint.path, "device": "cpu", "threads": 1},
-            {"path": without(PATH, None), "device": WORD, "threads": without(COUNT, None, [], {})},
+            {"path": pipe.checkpoint.path, "device": "cpu", "threads": 1, "dtype": "float32"},
+            {"path": without(PATH, None), "device": WORD, "threads": without(COUNT, None), "dtype": WORD},
             names={"device": "device", "path": "checkpoint|null byte|path"},
         ),
         "Checkpoint.open": Call(

@@ -114,7 +114,8 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!self) return NULL;
     ipvg_context_init(&self->ctx, (int)threads);
     self->lock = PyThread_allocate_lock();
-    ipvg_status status = self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32) : IPVG_E_MEMORY;
+    ipvg_status status =
+        self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32) : IPVG_E_MEMORY;
     if (status != IPVG_OK) {
         ipvg_py_raise(&self->ctx, status);
         Py_DECREF(self);
@@ -199,12 +200,13 @@ static PyMethodDef methods[] = {
      "release()\n\nGives the scratch memory back; the next call takes it anew."},
     {NULL, NULL, 0, NULL}};
 
-static PyGetSetDef getset[] = {{"name", device_name, NULL, "'cpu'", NULL},
-                               {"threads", device_threads, NULL, "OpenMP threads of a call.", NULL},
-                               {"dtype", device_dtype, NULL, "'float32' or 'bfloat16': what matrix products take.", NULL},
-                               {"native", device_native, NULL, "Does this machine have units for that dtype?", NULL},
-                               {"scratch", device_scratch, NULL, "Bytes of scratch held now.", NULL},
-                               {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef getset[] = {
+    {"name", device_name, NULL, "'cpu'", NULL},
+    {"threads", device_threads, NULL, "OpenMP threads of a call.", NULL},
+    {"dtype", device_dtype, NULL, "'float32' or 'bfloat16': what matrix products take.", NULL},
+    {"native", device_native, NULL, "Does this machine have units for that dtype?", NULL},
+    {"scratch", device_scratch, NULL, "Bytes of scratch held now.", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,

@@ -139,8 +139,8 @@ int ipvg_py_choice(PyObject *value, const char *what, const char *const *words, 
         size_t n = strlen(list);
         snprintf(list + n, sizeof list - n, i ? ", '%s'" : "'%s'", words[i]);
     }
-    PyErr_Format(PyUnicode_Check(value) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %s, got %R", what, list,
-                 value);
+    PyErr_Format(PyUnicode_Check(value) ? PyExc_ValueError : PyExc_TypeError, "%s: expected one of %s, got %R", what,
+                 list, value);
     return -1;
 }
 
