@@ -1,0 +1,237 @@
+"""ipvg against diffusers and transformers on PyTorch, on the CPU, in float32: same weights, same inputs, same run.
+
+    python benchmarks/cpu.py                          # ipvg alone, where PyTorch is not installed
+    python benchmarks/cpu.py --threads 2 --runs 7 dit umt5
+
+Each side lives in its own process, loads its model, warms up, and then the two take turns, so that a busy machine
+hurts both. Printed are the medians, the ratio (peer's seconds / ours: above 1 ipvg is faster) of every pair of
+neighbouring runs as median and range, how far the two results lie apart, and ipvg's peak memory against weights + its
+own plan. Exit status 1: slower than the peer, results apart, or more than 5 % above the plan.
+
+What is timed is what a sampler repeats. So for the transformer ipvg's prepared text and context are outside, since it
+makes them once a video, while the peer's forward contains that work; its share is printed as well ("prepare").
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import zlib
+from dataclasses import asdict
+
+import numpy as np
+
+from ipvg import _core
+from ipvg.checkpoint import DitConfig, TextConfig, expected, names
+
+DIT = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=2, vace_layers=(0,))
+UMT5 = TextConfig(vocab=64, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=1)
+LATENT = (1, 60, 104)  # one frame of 832x480: 1560 tokens
+TEXT = 200  # tokens of the prompt
+BOUND = 1e-4  # relative L2 between the two, of a forward in float32
+
+
+def weight(name, shape):
+    """The same numbers on both sides, of a size that keeps activations in range."""
+    x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+    if len(shape) == 1:
+        return 1 + np.float32(0.1) * x if name.endswith("weight") else np.float32(0.1) * x
+    return x * np.float32(0.02 if "embedding" in name and "patch" not in name else np.prod(shape[1:]) ** -0.5)
+
+
+def draw(name, shape):
+    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+
+
+def dit_inputs():
+    return draw("x", (16, *LATENT)), draw("context", (96, *LATENT)), draw("text", (TEXT, DIT.text_dim))
+
+
+# ---- ipvg: build(threads) -> (run, bytes of weights, bytes planned, seconds of preparation) ----
+
+
+def ours_dit(threads):
+    weights = {name: weight(name, shape) for name, shape in expected(DIT).items()}
+    model = _core.Dit(_core.Device("cpu", threads), asdict(DIT), _core.Weights(weights))
+    x, context, text = dit_inputs()
+    began = time.perf_counter()
+    prepared = model.text(text), model.context(context)
+    prepare = time.perf_counter() - began
+    return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*LATENT).values()), prepare
+
+
+def ours_umt5(threads):
+    weights = {name: weight(name, shape) for name, shape in expected(UMT5).items()}
+    config = asdict(UMT5) | {"norm_eps": UMT5.eps}
+    model = _core.TextEncoder(_core.Device("cpu", threads), config, _core.Weights(weights))
+    ids = np.arange(512) % UMT5.vocab
+    return lambda: model.encode(ids), size(weights), model.scratch(512), 0.0
+
+
+def size(weights):
+    return sum(w.nbytes for w in weights.values())
+
+
+# ---- the peers ----
+
+
+def fill(model, component):
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(weight(names.to_official(component, name), tuple(tensor.shape))))
+    return model.eval()
+
+
+def peer_dit(threads):
+    import torch
+    from diffusers import WanVACETransformer3DModel
+
+    torch.set_num_threads(threads)
+    model = WanVACETransformer3DModel(
+        num_attention_heads=DIT.num_heads, attention_head_dim=DIT.dim // DIT.num_heads, text_dim=DIT.text_dim,
+        ffn_dim=DIT.ffn_dim, num_layers=DIT.num_layers, vace_layers=list(DIT.vace_layers), vace_in_channels=96,
+    )  # fmt: skip
+    fill(model, "dit")
+    x, context, text = (torch.from_numpy(a)[None] for a in dit_inputs())
+    text = torch.nn.functional.pad(text, (0, 0, 0, DIT.text_len - TEXT))
+
+    def run():
+        with torch.inference_mode():
+            return model(
+                hidden_states=x, timestep=torch.tensor([500]), encoder_hidden_states=text,
+                control_hidden_states=context, return_dict=False,
+            )[0][0].numpy()  # fmt: skip
+
+    return run, 0, 0, 0.0
+
+
+def peer_umt5(threads):
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.set_num_threads(threads)
+    config = UMT5Config(
+        vocab_size=UMT5.vocab, d_model=UMT5.dim, d_kv=UMT5.dim_attn // UMT5.num_heads, d_ff=UMT5.dim_ffn,
+        num_heads=UMT5.num_heads, num_layers=1, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    model = fill(UMT5EncoderModel(config), "text")
+    ids = torch.arange(512)[None] % UMT5.vocab
+
+    def run():
+        with torch.inference_mode():
+            return model(ids).last_hidden_state[0].numpy()
+
+    return run, 0, 0, 0.0
+
+
+WORK = {
+    "dit": ("DiT, width 1536, 2 main + 1 VACE blocks, 1560 tokens", ours_dit, peer_dit, "diffusers"),
+    "umt5": ("one umT5-XXL layer, 512 tokens", ours_umt5, peer_umt5, "transformers"),
+}
+
+
+# ---- processes that take turns ----
+
+
+def status_kib(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(key))
+
+
+def worker(pipe, build, threads):
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    before = status_kib("VmRSS")
+    run, weights, plan, prepare = build(threads)
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # the peak from here on: weights are random numbers, whose making takes memory of its own
+    result = run()
+    pipe.send((result, weights, plan, prepare))
+    while pipe.recv():
+        began = time.perf_counter()
+        run()
+        pipe.send(time.perf_counter() - began)
+    pipe.send((status_kib("VmHWM") - before) * 1024)
+
+
+class Side:
+    def __init__(self, build, threads):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(target=worker, args=(child, build, threads), daemon=True)
+        self.process.start()
+        child.close()  # so that a side that dies is an EOFError here, not silence
+        self.result, self.weights, self.plan, self.prepare = self.pipe.recv()
+        self.seconds = []
+
+    def turn(self):
+        self.pipe.send(True)
+        self.seconds.append(self.pipe.recv())
+
+    def end(self):
+        self.pipe.send(False)
+        self.peak = self.pipe.recv()
+        self.process.join()
+
+
+def measure(name, runs, threads):
+    title, build, build_peer, library = WORK[name]
+    ours = Side(build, threads)
+    peer = Side(build_peer, threads) if all(map(importlib.util.find_spec, ("torch", library))) else None
+    for _ in range(runs):
+        ours.turn()
+        if peer:
+            peer.turn()
+    for side in filter(None, (ours, peer)):
+        side.end()
+    row = {"work": title, "threads": threads, "runs": runs, "seconds": statistics.median(ours.seconds),
+           "prepare_seconds": ours.prepare, "weights_mib": ours.weights / 2**20, "plan_mib": ours.plan / 2**20,
+           "peak_over_plan": ours.peak / (ours.weights + ours.plan)}  # fmt: skip
+    if peer:
+        ratios = sorted(b / a for a, b in zip(ours.seconds, peer.seconds, strict=True))
+        error = np.linalg.norm(ours.result - peer.result) / np.linalg.norm(peer.result)
+        row |= {"peer": library, "peer_seconds": statistics.median(peer.seconds), "ratio": statistics.median(ratios),
+                "ratio_range": [ratios[0], ratios[-1]], "peer_peak_mib": peer.peak / 2**20,
+                "relative_l2": float(error)}  # fmt: skip
+    row["ok"] = row["peak_over_plan"] <= 1.05 and row.get("ratio", 1) >= 1 and row.get("relative_l2", 0) < BOUND
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", nargs="*", help=f"which: {', '.join(WORK)} (default: all)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if unknown := set(args.work) - set(WORK):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WORK)}")
+    rows = []
+    for name in args.work or WORK:
+        row = measure(name, args.runs, args.threads)
+        rows.append(row)
+        if args.json:
+            continue
+        print(f"{row['work']}, float32, {row['threads']} threads, {row['runs']} runs")
+        print(f"  ipvg      {row['seconds']:.3f} s, prepare {row['prepare_seconds']:.3f} s")
+        print(f"  memory    peak {row['peak_over_plan']:.3f} x (weights {row['weights_mib']:.0f} MiB + plan "
+              f"{row['plan_mib']:.0f} MiB)")  # fmt: skip
+        if "peer" in row:
+            low, high = row["ratio_range"]
+            print(f"  {row['peer']:9} {row['peer_seconds']:.3f} s; ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f}); "
+                  f"results {row['relative_l2']:.1e} apart")  # fmt: skip
+        else:
+            print("  no peer here: pip install torch diffusers transformers")
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
