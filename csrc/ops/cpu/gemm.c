@@ -47,8 +47,8 @@ static void round_rows(ipvg_exec *ex, void *y, ipvg_dtype to, const ipvg_tensor 
         }
 }
 
-static ipvg_status sgemm(ipvg_exec *ex, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w, int64_t rows,
-                         int64_t k, int64_t n)
+static ipvg_status sgemm(ipvg_exec *ex, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w,
+                         int64_t rows, int64_t k, int64_t n)
 {
     dnnl_status_t st = dnnl_sgemm('N', 'T', rows, n, k, 1.f, x, ldx, w, k, 0.f, y, ldy);
     if (st == dnnl_success) return IPVG_OK;
@@ -68,7 +68,8 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
     int64_t panel = (as_is && !round) || n < PANEL ? n : PANEL;
     int before = omp_get_max_threads();
     const float *bias = NULL;
-    void *inputs = NULL, *panels = NULL, *rounded = NULL;
+    void *inputs = NULL, *panels = NULL, *rounded = NULL, *scratch = NULL;
+    size_t scratch_bytes = 0;
     ipvg_status status;
 
     IPVG_TRY(ipvg_cpu_need_f32(ex, "linear", "x", x));
@@ -82,6 +83,10 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
     if (half) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &inputs, (size_t)(rows * k) * size));
     if (round) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &rounded, (size_t)(panel * k) * 2));
     if (!as_is || round) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &panels, (size_t)(panel * k) * size));
+    if (native && rows) { /* the last, smaller panel needs no more */
+        IPVG_TRY(ipvg_matmul16_scratch(ex->ctx, cpu->matmul16, &scratch_bytes, y->ld, rows, k, panel));
+        IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &scratch, scratch_bytes));
+    }
     if (ipvg_planning(ex) || rows == 0) goto done;
 
     omp_set_num_threads(ex->ctx->threads); /* oneDNN asks OpenMP how many it may use */
@@ -99,7 +104,7 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
             convert(ex, panels, dtype, weights, w->dtype, count * k);
         }
         if (panels) weights = panels;
-        status = native ? ipvg_matmul16_run(ex->ctx, cpu->matmul16, out, y->ld, left, weights, rows, k, count)
+        status = native ? ipvg_matmul16_run(ex->ctx, cpu->matmul16, out, y->ld, left, weights, scratch, rows, k, count)
                         : sgemm(ex, out, y->ld, left, ldx, weights, rows, k, count);
         if (status != IPVG_OK) break;
         if (bias || act != IPVG_ACT_NONE) {
