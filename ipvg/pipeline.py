@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -188,6 +189,8 @@ class Pipeline:
         latents = np.asarray(latents)
         total = latents.shape[1] if latents.ndim == 4 else 0
         parts = []
+        with contextlib.suppress(RuntimeError):  # another thread's call runs: it keeps its scratch
+            self.device.release()  # the stream has scratch of its own; both at once would be more than was estimated
         for chunk in self.vae.decode_stream(latents):
             parts.append(Video.from_float(chunk).frames)
             _tell(progress, "decoding", len(parts), total)
