@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone; say nothing, and let Python's own flush not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except ImportError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"ipvg: {error}. Build it first: `make build` here, or `pip install .`", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -47,7 +52,7 @@ def _explain(error: Exception) -> str:
     """One line for an expected error; for an unexpected one also where it happened and how to report it."""
     from . import _core
 
-    expected = (OSError, ValueError, TypeError, MemoryError)
+    expected = (OSError, ValueError, MemoryError)
     expected += tuple(getattr(_core, name) for name in ("FormatError", "UnsupportedError", "BackendError", "Cancelled"))
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -86,7 +91,7 @@ def _make_video(args, guidance, progress):
     from .text import NEGATIVE
     from .video import read_image, read_video
 
-    pipe = Pipeline.load(args.checkpoint, device=args.device, threads=args.threads)
+    pipe = Pipeline.load(args.checkpoint, device=args.device, threads=args.threads, dtype=args.dtype)
     job = {
         "size": args.size or pipe.defaults.size,
         "frames": args.frames or pipe.defaults.frames,
@@ -107,7 +112,8 @@ def _make_video(args, guidance, progress):
     made = pipe.generate(
         args.prompt, references, negative=negative, video=video, mask=mask, guidance=guidance, progress=progress, **job
     )
-    record = {"prompt": args.prompt, "negative": negative, "checkpoint": str(pipe.checkpoint.path), **job}
+    record = {"prompt": args.prompt, "negative": negative, "checkpoint": str(pipe.checkpoint.path)}
+    record |= {"dtype": args.dtype, **job}
     return made, {**record, "guidance": guidance.to_dict()}
 
 
@@ -272,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--video", metavar="FILE", help="source video to edit or extend")
     sub.add_argument("--mask", metavar="FILE", help="of the source video: white is generated anew, black is kept")
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
     sub.add_argument("--size", type=_size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
     sub.add_argument("--frames", type=_frames, metavar="N", help="4n + 1 (default: the checkpoint's); 16 a second")
     sub.add_argument("--steps", type=_count, metavar="N", help="denoising steps (default: the checkpoint's, mostly 50)")
