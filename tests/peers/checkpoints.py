@@ -25,9 +25,9 @@ SALT = "peers/"
 TEXT_DIM = 48
 
 
-def transformer(heads: int = 3, head_dim: int = 64) -> WanVACETransformer3DModel:
+def transformer(heads: int = 3, head_dim: int = 64, ffn_dim: int = 320) -> WanVACETransformer3DModel:
     model = WanVACETransformer3DModel(
-        num_attention_heads=heads, attention_head_dim=head_dim, text_dim=TEXT_DIM, ffn_dim=320, num_layers=5,
+        num_attention_heads=heads, attention_head_dim=head_dim, text_dim=TEXT_DIM, ffn_dim=ffn_dim, num_layers=5,
         vace_layers=[0, 1, 3], vace_in_channels=96,
     )  # fmt: skip
     return fill(model, "dit")
@@ -37,9 +37,11 @@ def vae() -> AutoencoderKLWan:
     return fill(AutoencoderKLWan(base_dim=16, num_res_blocks=1), "vae", num_res_blocks=1)
 
 
-def text_encoder(heads: int = 6, d_kv: int = 10, layers: int = 3) -> UMT5EncoderModel:
+def text_encoder(
+    heads: int = 6, d_kv: int = 10, layers: int = 3, d_model: int = TEXT_DIM, d_ff: int = 112
+) -> UMT5EncoderModel:
     config = UMT5Config(
-        vocab_size=2560, d_model=TEXT_DIM, d_kv=d_kv, d_ff=112, num_heads=heads, num_layers=layers,
+        vocab_size=2560, d_model=d_model, d_kv=d_kv, d_ff=d_ff, num_heads=heads, num_layers=layers,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     return fill(UMT5EncoderModel(config), "text")
