@@ -132,12 +132,7 @@ def test_an_unexpected_error_asks_for_a_report_and_debug_shows_it(monkeypatch, c
 def test_ctrl_c_stops_within_a_step_and_leaves_no_file(generate, tmp_path):
     arguments = [*generate, *TINY, "--steps", "5000", "--out", tmp_path / "a.mp4"]
     command = [sys.executable, "-m", "ipvg", *map(str, arguments)]
-
-    def listen():  # a job in the background, and with it this test, may have been told to ignore Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    options = {"stderr": subprocess.PIPE, "text": True, "env": environment(), "preexec_fn": listen}
-    with subprocess.Popen(command, **options) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         for line in process.stderr:
             if line.startswith("source"):  # the next stage, which has begun or is about to, is the long one
                 break
