@@ -232,7 +232,8 @@ def generate(
     prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, dtype="float32", **arguments
 ) -> Video:
     """Pipeline.load(checkpoint).generate(...): a sentence, and pictures if you like, become a Video."""
-    return Pipeline.load(checkpoint, device=device, threads=threads, dtype=dtype).generate(prompt, references, **arguments)
+    pipe = Pipeline.load(checkpoint, device=device, threads=threads, dtype=dtype)
+    return pipe.generate(prompt, references, **arguments)
 
 
 def bundled() -> Path:
