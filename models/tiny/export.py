@@ -3,12 +3,12 @@
     python models/tiny/export.py judges --state STATE     # a.pt, b.pt, probe.pt -> models/tiny/judges/*.onnx
     python models/tiny/export.py vae --state STATE        # vae_*.pt -> models/ipvg-tiny/Wan2.1_VAE.safetensors
 
-The names of the official layout come from ipvg itself: run it where ipvg is installed.
-
 Weights are stored in half precision; `measure.py` says what that costs.
 """
 
 import argparse
+import functools
+import importlib.util
 import json
 import os
 
@@ -21,6 +21,7 @@ from train import load_net
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 JUDGES = os.path.join(HERE, "judges")
+ROOT = os.path.dirname(os.path.dirname(HERE))
 CHECKPOINT = os.path.join(os.path.dirname(HERE), "ipvg-tiny")
 
 
@@ -99,33 +100,40 @@ def trained_vae(state):
 
 
 def export_vae(state):
-    from ipvg.checkpoint import save_safetensors
-    from ipvg.checkpoint.names import to_official
+    from safetensors.numpy import save_file
 
     tensors = {
-        to_official("vae", k, vae.RES_BLOCKS): v.detach().numpy().astype(np.float16)
+        names().to_official("vae", k, vae.RES_BLOCKS): v.detach().numpy().astype(np.float16)
         for k, v in trained_vae(state).state_dict().items()
     }
     assert None not in tensors
     os.makedirs(CHECKPOINT, exist_ok=True)
     path = os.path.join(CHECKPOINT, "Wan2.1_VAE.safetensors")
-    save_safetensors(
-        path,
+    save_file(
         tensors,
+        path,
         {"note": "Wan2.1 autoencoder, base 24, one block a level, trained on a rendered world (models/README.md)"},
     )
     print(path, os.path.getsize(path))
 
 
+@functools.cache
+def names():
+    """ipvg's map between the layouts' tensor names: a plain file, so that a training machine needs no built ipvg."""
+    spec = importlib.util.spec_from_file_location("names", os.path.join(ROOT, "ipvg", "checkpoint", "names.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def shipped_vae():
     """The shipped autoencoder as a diffusers module, float32."""
-    from ipvg.checkpoint.names import to_diffusers
     from safetensors.torch import load_file
 
     net = vae.build()
     net.load_state_dict(
         {
-            to_diffusers("vae", k, vae.RES_BLOCKS): v.float()
+            names().to_diffusers("vae", k, vae.RES_BLOCKS): v.float()
             for k, v in load_file(os.path.join(CHECKPOINT, "Wan2.1_VAE.safetensors")).items()
         }
     )

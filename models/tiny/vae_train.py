@@ -212,16 +212,15 @@ def train(
 ):
     """phases: [(frames, batch a GPU, steps, use judge b)]. Stops after `seconds`.
 
-    Goes on from `state_at` (everything, on this machine) or from the file `resume` (weights and step alone)."""
+    Goes on from `state_at` (everything, on this machine) or from `resume` (weights and step alone)."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     begin = time.time()
     torch.manual_seed(seed)
     net = vae.quiet_start(vae.build()).to(device)
     done, history, used = 0, [], 0.0
     if resume:
-        kept = torch.load(resume, map_location=device, weights_only=True)
-        net.load_state_dict(kept["net"])
-        done, history, used = kept["step"], json.loads(kept["history"]), kept["seconds"]
+        net.load_state_dict(resume["net"])
+        done, history, used = resume["step"], json.loads(resume["history"]), resume["seconds"]
     flat = Flat(net)
     if os.path.exists(state_at):
         kept = torch.load(state_at, map_location=device, weights_only=True)

@@ -207,7 +207,7 @@ def render(who, scene, frames=17, at=None, size=128, samples=2, device="cpu", ch
     """Clips of n people in n scenes.
 
     Returns uint8 (n, frames, size, size, 3) and a uint8 face mask (n, frames, size, size): 0 off the face, up to 255 on
-    eyes and mouth. at: render only these of the clip's frames. samples: rays a pixel and axis. chunk: frames at once."""
+    eyes and mouth. at: render only these of the clip's frames. samples: rays per axis. chunk: frames at once."""
     names, table = constants(who, scene, frames, at)
     march, distance, colour = _compiled(str(device), tuple(names))
     res = size * samples
