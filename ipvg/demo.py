@@ -28,7 +28,7 @@ def run(
     copy of the repository, which holds the picture and the weights.
     """
     began = time.monotonic()
-    picture = _repository() / "examples" / "astronaut.png"
+    picture = _repository() / "models" / "examples" / "astronaut.png"
     checkpoint, trained = _checkpoint()
     pipe = Pipeline.load(checkpoint, threads=threads)
     job: dict[str, Any] = {} if trained else dict(UNTRAINED)
@@ -68,6 +68,6 @@ def _checkpoint() -> tuple[Path, bool]:
 
 def _repository() -> Path:
     root = Path(__file__).resolve().parent.parent
-    if not (root / "examples" / "astronaut.png").is_file():
+    if not (root / "models" / "examples" / "astronaut.png").is_file():
         raise FileNotFoundError("the demo's picture is not installed with ipvg: run it in a copy of the repository")
     return root

@@ -12,7 +12,7 @@ from ipvg.parity import recipe
 from ipvg.video import Video
 
 ROOT = Path(__file__).parent.parent
-ASTRONAUT = ROOT / "examples" / "astronaut.png"
+ASTRONAUT = ROOT / "models" / "examples" / "astronaut.png"
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="needs the ffmpeg tools"
 )

@@ -17,7 +17,7 @@ from ipvg import cli
 from ipvg.progress import Progress, clock
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURE = str(ROOT / "examples" / "astronaut.png")
+PICTURE = str(ROOT / "models" / "examples" / "astronaut.png")
 TINY = ["--size", "64x48", "--frames", "5", "--steps", "2", "--threads", "2"]
 
 
