@@ -30,7 +30,7 @@ def blocks(kind: str) -> list[str]:
 def folder(tmp_path_factory):
     """A folder that looks like the repository to the examples, where what they write stays."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("examples", "models", "tests", "benchmarks"):
+    for name in ("models", "tests", "benchmarks"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     return folder
