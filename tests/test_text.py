@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ipvg import _core, text
 
@@ -63,6 +65,15 @@ def test_blanks_are_those_of_the_reference():
     for c in range(0x1C, 0x20):
         for source in (f"a{chr(c)}b", f"a&#{c};b", f"a&amp;#{c};b"):
             assert text.clean(source) == "ab"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text(st.characters(), max_size=300))  # lone surrogates too
+def test_any_text_has_ids(standin, prompt):
+    cleaned = text.clean(prompt)
+    assert cleaned == cleaned.strip() and "  " not in cleaned and not set("\t\n\r\x00\x1b") & set(cleaned)
+    ids = standin(prompt)
+    assert 1 <= len(ids) <= 512 and ids[-1] == text.EOS and all(0 <= i < standin.vocabulary for i in ids)
 
 
 def test_cut_keeps_the_end_token(standin):
