@@ -1,7 +1,7 @@
 """ipvg against diffusers and transformers on PyTorch, on the CPU: same weights, same inputs, same run.
 
     python benchmarks/cpu.py                          # ipvg alone, where PyTorch is not installed
-    python benchmarks/cpu.py --threads 2 --runs 7 dit umt5
+    python benchmarks/cpu.py --threads 2 --runs 7 dit umt5 vae_decode vae_encode
     python benchmarks/cpu.py --dtype bfloat16         # both sides; worth while where the CPU has units for it
 
 Each side lives in its own process, loads its model, warms up, and then the two take turns, so that a busy machine
@@ -29,10 +29,12 @@ from dataclasses import asdict
 import numpy as np
 
 from ipvg import _core
-from ipvg.checkpoint import DitConfig, TextConfig, expected, names, to_bfloat16
+from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig, expected, names, to_bfloat16
 
 DIT = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=2, vace_layers=(0,))
 UMT5 = TextConfig(vocab=64, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=1)
+VAE = VaeConfig()
+VIDEO = (5, 240, 416)  # frames, height, width
 LATENT = (1, 60, 104)  # one frame of 832x480: 1560 tokens
 TEXT = 200  # tokens of the prompt
 BOUND = {"float32": 1e-4, "bfloat16": 3e-2}  # relative L2 between the two: each bfloat16 side is off by about 1e-2
@@ -42,8 +44,8 @@ EXACT = ("modulation", "norm", "bias", "time_", "head.")  # what ipvg and the of
 def weight(name, shape):
     """The same numbers on both sides, of a size that keeps activations in range."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
-    if len(shape) == 1:
-        return 1 + np.float32(0.1) * x if name.endswith("weight") else np.float32(0.1) * x
+    if len(shape) == 1 or name.endswith("gamma"):
+        return np.float32(name.endswith(("weight", "gamma"))) + np.float32(0.1) * x
     return x * np.float32(0.02 if "embedding" in name and "patch" not in name else np.prod(shape[1:]) ** -0.5)
 
 
@@ -83,6 +85,33 @@ def ours_umt5(threads, dtype):
     model = _core.TextEncoder(_core.Device("cpu", threads, dtype), config, _core.Weights(weights))
     ids = np.arange(512) % UMT5.vocab
     return lambda: model.encode(ids), size(weights), model.scratch(512), 0.0
+
+
+def ours_vae(work, threads):
+    weights = {name: weight(name, shape) for name, shape in expected(VAE).items()}
+    model = _core.Vae(_core.Device("cpu", threads), asdict(VAE), _core.Weights(weights))
+    plan = model.memory(*VIDEO)[work]
+    if work == "encode":
+        video = vae_video()
+        return lambda: model.encode(video), size(weights), plan, 0.0
+    latent = vae_latent()
+    return lambda: model.decode(latent).clip(-1, 1), size(weights), plan, 0.0  # the peer clamps
+
+
+def ours_vae_decode(threads, dtype):  # dtype is float32 here
+    return ours_vae("decode", threads)
+
+
+def ours_vae_encode(threads, dtype):
+    return ours_vae("encode", threads)
+
+
+def vae_video():
+    return draw("video", (3, *VIDEO)).clip(-1, 1)
+
+
+def vae_latent():
+    return draw("latent", (16, (VIDEO[0] - 1) // 4 + 1, VIDEO[1] // 8, VIDEO[2] // 8))
 
 
 def size(weights):
@@ -142,9 +171,37 @@ def peer_umt5(threads, dtype):
     return run, 0, 0, 0.0
 
 
+def peer_vae(work, threads):
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    torch.set_num_threads(threads)
+    model = fill(AutoencoderKLWan(), "vae", "float32")
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in (VAE.mean, VAE.std))
+    video, latent = torch.from_numpy(vae_video())[None], torch.from_numpy(vae_latent())
+
+    def run():
+        with torch.inference_mode():
+            if work == "encode":
+                return ((model.encode(video).latent_dist.mode()[0] - mean) * (1 / std)).numpy()
+            return model.decode((latent / (1 / std) + mean)[None], return_dict=False)[0][0].numpy()
+
+    return run, 0, 0, 0.0
+
+
+def peer_vae_decode(threads, dtype):
+    return peer_vae("decode", threads)
+
+
+def peer_vae_encode(threads, dtype):
+    return peer_vae("encode", threads)
+
+
 WORK = {
     "dit": ("DiT, width 1536, 2 main + 1 VACE blocks, 1560 tokens", ours_dit, peer_dit, "diffusers"),
     "umt5": ("one umT5-XXL layer, 512 tokens", ours_umt5, peer_umt5, "transformers"),
+    "vae_decode": ("VAE decode, full size, 5x240x416", ours_vae_decode, peer_vae_decode, "diffusers"),
+    "vae_encode": ("VAE encode, full size, 5x240x416", ours_vae_encode, peer_vae_encode, "diffusers"),
 }
 
 
@@ -224,8 +281,11 @@ def main():
     args = parser.parse_args()
     if unknown := set(args.work) - set(WORK):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WORK)}")
+    exact = [name for name in WORK if name.startswith("vae")]  # float32 on every device
+    if args.dtype != "float32" and set(exact) & set(args.work):
+        parser.error("the VAE computes in float32 alone")
     rows = []
-    for name in args.work or WORK:
+    for name in args.work or [name for name in WORK if args.dtype == "float32" or name not in exact]:
         row = measure(name, args.runs, args.threads, args.dtype)
         rows.append(row)
         if args.json:

@@ -19,7 +19,7 @@
  * is pushed through the net as far as it goes, and missing history is not zeros that are multiplied but is left out.
  * What is not plainly causal: see time_up (vae_decoder.c) and time_down (vae_encoder.c).
  *
- * frames (3, T, H, W) float32 in [-1, 1], T = 1 + n * IPVG time stride (4 for Wan); latent (z, 1 + n, H/8, W/8), normalised:
+ * frames (3, T, H, W) float32 in [-1, 1], T = 1 + 4n; latent (z, 1 + n, H/8, W/8), normalised:
  * (mu - mean) * (1/std). Both lie in host memory; everything between is channels last, (H, W, C), in the backend's. */
 #ifndef IPVG_MODEL_VAE_H
 #define IPVG_MODEL_VAE_H

@@ -71,7 +71,7 @@ typedef struct ipvg_conv_out {
     const ipvg_tensor *residual; /* or NULL; may be y */
 } ipvg_conv_out;
 
-/* Brings the weights into the backend's form, in ex->arena: it must stay above the marks that runs reset to. */
+/* Brings the weights into the backend's form, which lives in ex->arena until the arena is reset below it. */
 ipvg_status ipvg_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
 void ipvg_conv_release(const ipvg_backend *be, ipvg_conv *conv);
 /* x: n frames (H, W, Cin), oldest first, 1 <= n <= kt. The kt - n frames before them count as zeros (and cost nothing). */
