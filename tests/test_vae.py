@@ -137,6 +137,13 @@ def test_two_runs_give_the_same_bytes_and_threads_only_round():
     assert relative_l2(three.encode(x), one.encode(x)) < BOUND
 
 
+def test_a_bfloat16_device_leaves_the_vae_in_float32():
+    z, x = latent(2, 2, 3), video(5, 16, 24)
+    half = model(device=_core.Device("cpu", threads=2, dtype="bfloat16"))
+    assert np.array_equal(half.decode(z), model().decode(z))
+    assert np.array_equal(half.encode(x), model().encode(x))
+
+
 # ---- memory ----
 
 

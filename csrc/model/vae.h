@@ -17,7 +17,7 @@
  * The reference walks over chunks (1, 4, 4, ... frames) and keeps two frames of history for every convolution. Here the
  * unit is a single frame, which gives the same result: each convolution has a ring of its newest three inputs, a frame
  * is pushed through the net as far as it goes, and missing history is not zeros that are multiplied but is left out.
- * What is not plainly causal: see time_up (vae_decoder.c) and time_down (vae_encoder.c).
+ * What is not plainly causal: see time_up (vae_decoder.c) and resample (vae_encoder.c).
  *
  * frames (3, T, H, W) float32 in [-1, 1], T = 1 + 4n; latent (z, 1 + n, H/8, W/8), normalised:
  * (mu - mean) * (1/std). Both lie in host memory; everything between is channels last, (H, W, C), in the backend's. */
