@@ -2,20 +2,26 @@
 
     python models/tiny/export.py judges --state STATE     # a.pt, b.pt, probe.pt -> models/tiny/judges/*.onnx
     python models/tiny/export.py vae --state STATE        # vae_*.pt -> models/ipvg-tiny/Wan2.1_VAE.safetensors
+    python models/tiny/export.py dit --state STATE        # dit_*.pt -> the denoiser, the text encoder, their configs
+    python models/tiny/export.py diffusers --to FOLDER    # the shipped files again, in the diffusers layout
 
 Weights are stored in half precision; `measure.py` says what that costs.
 """
 
 import argparse
 import functools
+import glob
 import importlib.util
 import json
 import os
+import shutil
 
 import numpy as np
 import torch
 
+import dit
 import nets
+import text
 import vae
 from train import load_net
 
@@ -100,21 +106,10 @@ def trained_vae(state):
 
 
 def export_vae(state):
-    from safetensors.numpy import save_file
-
-    tensors = {
-        names().to_official("vae", k, vae.RES_BLOCKS): v.detach().numpy().astype(np.float16)
-        for k, v in trained_vae(state).state_dict().items()
-    }
-    assert None not in tensors
+    tensors = {names().to_official("vae", k, vae.RES_BLOCKS): v for k, v in trained_vae(state).state_dict().items()}
+    note = "Wan2.1 autoencoder, base 24, one block a level, trained on a rendered world (models/README.md)"
     os.makedirs(CHECKPOINT, exist_ok=True)
-    path = os.path.join(CHECKPOINT, "Wan2.1_VAE.safetensors")
-    save_file(
-        tensors,
-        path,
-        {"note": "Wan2.1 autoencoder, base 24, one block a level, trained on a rendered world (models/README.md)"},
-    )
-    print(path, os.path.getsize(path))
+    store(tensors, os.path.join(CHECKPOINT, "Wan2.1_VAE"), note)
 
 
 @functools.cache
@@ -128,21 +123,104 @@ def names():
 
 def shipped_vae():
     """The shipped autoencoder as a diffusers module, float32."""
+    net = vae.build()
+    net.load_state_dict(shipped("vae", "Wan2.1_VAE"))
+    return net.eval().requires_grad_(False)
+
+
+def store(tensors, stem, note, limit=15_500_000):
+    """Tensors as float16 safetensors: one file, or shards under `limit` bytes with an index."""
+    from safetensors.torch import save_file
+
+    shards, room = [{}], limit
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().half().contiguous()
+        if tensor.nbytes > room:
+            shards.append({})
+            room = limit
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    where, count = {}, len(shards)
+    for i, shard in enumerate(shards, 1):
+        path = f"{stem}.safetensors" if count == 1 else f"{stem}-{i:05d}-of-{count:05d}.safetensors"
+        save_file(shard, path, {"note": note, "format": "pt"})
+        where.update(dict.fromkeys(shard, os.path.basename(path)))
+        print(path, os.path.getsize(path))
+    if count > 1:
+        index = {"metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())}, "weight_map": where}
+        write_json(f"{stem}.safetensors.index.json", index)
+
+
+def write_json(path, table):
+    with open(path, "w") as f:
+        json.dump(table, f, indent=2)
+        f.write("\n")
+
+
+def export_dit(state, to=CHECKPOINT):
+    """The averaged weights (dit_*.pt) in the official layout."""
+    kept = {}
+    for path in sorted(glob.glob(os.path.join(state, "dit_[0-9]*.pt"))):
+        kept.update(torch.load(path, map_location="cpu", weights_only=True))
+    note = "Wan2.1-VACE, small, trained on a rendered world (models/README.md)"
+    for part, stem in (("dit", "diffusion_pytorch_model"), ("text", "models_t5_umt5-xxl-enc-bf16")):
+        own = {k.removeprefix(part + "."): v for k, v in kept.items() if k.startswith(part + ".")}
+        own.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+        store({names().to_official(part, k): v for k, v in own.items()}, os.path.join(to, stem), note)
+    c = dit.CONFIG
+    sizes = {"dim": dit.DIM, "ffn_dim": c["ffn_dim"], "num_heads": dit.HEADS, "num_layers": c["num_layers"]}
+    sizes |= {"in_dim": 16, "out_dim": 16, "vace_in_dim": 96, "vace_layers": c["vace_layers"]}
+    sizes |= {"freq_dim": c["freq_dim"], "text_len": text.FULL, "eps": 1e-6}
+    write_json(os.path.join(to, "config.json"), {"_class_name": "VaceWanModel", "model_type": "vace"} | sizes)
+    write_json(os.path.join(to, "ipvg.json"), {"size": [128, 128], "frames": 17, "steps": 20, "shift": 3.0})
+
+
+def shipped(part, stem):
+    """Diffusers names of a shipped component's tensors, float32."""
     from safetensors.torch import load_file
 
-    net = vae.build()
-    net.load_state_dict(
-        {
-            names().to_diffusers("vae", k, vae.RES_BLOCKS): v.float()
-            for k, v in load_file(os.path.join(CHECKPOINT, "Wan2.1_VAE.safetensors")).items()
-        }
+    paths = sorted(glob.glob(os.path.join(CHECKPOINT, stem + "*.safetensors")))
+    found = {k: v for p in paths for k, v in load_file(p).items()}
+    return {names().to_diffusers(part, k, vae.RES_BLOCKS): v.float() for k, v in found.items()}
+
+
+def export_diffusers(to):
+    """What is shipped, as diffusers and transformers save it (float16)."""
+    from diffusers import UniPCMultistepScheduler
+
+    shipped_vae().half().save_pretrained(os.path.join(to, "vae"))
+    parts = [("dit", "diffusion_pytorch_model", dit.build(), "transformer")]
+    parts.append(("text", "models_t5_umt5-xxl-enc-bf16", text.build(), "text_encoder"))
+    for part, stem, net, folder in parts:
+        missing, extra = net.load_state_dict(shipped(part, stem), strict=False)
+        assert not extra and set(missing) <= {"encoder.embed_tokens.weight"}, (missing, extra)
+        net.half().save_pretrained(os.path.join(to, folder))
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     )
-    return net.eval().requires_grad_(False)
+    scheduler.save_pretrained(os.path.join(to, "scheduler"))
+    os.makedirs(os.path.join(to, "tokenizer"), exist_ok=True)
+    shutil.copy(os.path.join(CHECKPOINT, "google", "umt5-xxl", "tokenizer.json"), os.path.join(to, "tokenizer"))
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(
+        os.path.join(to, "tokenizer", "tokenizer_config.json"), {"tokenizer_class": "PreTrainedTokenizerFast"} | special
+    )
+    classes = {
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+    }
+    classes |= {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]}
+    classes |= {"transformer": ["diffusers", "WanVACETransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"]}
+    write_json(os.path.join(to, "model_index.json"), {"_class_name": "WanVACEPipeline"} | classes)
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("judges", "vae"))
-    p.add_argument("--state", required=True)
+    p.add_argument("what", choices=("judges", "vae", "dit", "diffusers"))
+    p.add_argument("--state", default="out/tiny", help="folder with what training returned")
+    p.add_argument("--to", default="out/ipvg-tiny-diffusers")
     a = p.parse_args()
-    {"judges": export_judges, "vae": export_vae}[a.what](a.state)
+    if a.what == "diffusers":
+        export_diffusers(a.to)
+    else:
+        {"judges": export_judges, "vae": export_vae, "dit": export_dit}[a.what](a.state)
