@@ -87,7 +87,6 @@ def _generate(args) -> int:
 def _make_video(args, guidance, progress):
     """(Video, record of the settings that made it)."""
     from .pipeline import Pipeline
-    from .prepare import fit_video
     from .text import NEGATIVE
     from .video import read_image, read_video
 
@@ -104,10 +103,7 @@ def _make_video(args, guidance, progress):
         print(f"ipvg: {pipe.checkpoint.path.name}: {pipe.defaults.note}", file=sys.stderr)
     references = [read_image(path) for path in args.image]
     video = read_video(args.video) if args.video else None
-    mask = None
-    if args.mask:
-        # As the original does it: a mask is fitted like the video that it belongs to.
-        mask = fit_video(read_video(args.mask).frames, job["size"], job["frames"])[..., 0]
+    mask = read_video(args.mask) if args.mask else None
     negative = NEGATIVE if args.negative is None else args.negative
     made = pipe.generate(
         args.prompt, references, negative=negative, video=video, mask=mask, guidance=guidance, progress=progress, **job

@@ -25,7 +25,7 @@ import numpy as np
 from . import _arguments, _core
 from .checkpoint import Checkpoint
 from .guidance import PRESETS, Guidance
-from .prepare import fit_video, vace_context
+from .prepare import fit_mask, fit_video, vace_context
 from .sampler import Sampler
 from .schedule import Schedule
 from .source import Source, check_size
@@ -124,7 +124,7 @@ class Pipeline:
         references: Sequence[np.ndarray] = (),
         *,
         video: Video | np.ndarray | None = None,
-        mask: np.ndarray | None = None,
+        mask: Video | np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
     ) -> Source:
@@ -132,7 +132,8 @@ class Pipeline:
 
         references: pictures uint8 (H, W, 3), fitted whole onto a white canvas, in the official order.
         video: a source, Video or uint8 (F, H, W, 3): scaled to cover `size`, cropped, resampled to `frames`.
-        mask: of the video after that, (frames, H, W): float in [0, 1] or uint8; above one half (white) is generated
+        mask: of the video, fitted as the video is: Video, uint8 (F, H, W, 3) or (F, H, W), or float in [0, 1]; one
+            frame stands for all; a mask of the target's size is taken as it is. Above one half (white) is generated
             anew, the rest (black) is kept. None with a video: everything is generated, the video only steers.
         size: (width, height), multiples of 16. frames: 4n + 1. Both default to the checkpoint's (`defaults`).
         Raises TypeError and ValueError that name the argument.
@@ -144,6 +145,9 @@ class Pipeline:
         if video is not None:
             pixels = video.frames if isinstance(video, Video) else np.asarray(video)
             video = fit_video(pixels, size, frames)
+            if mask is not None:
+                shade = mask.frames if isinstance(mask, Video) else mask
+                mask = fit_mask(shade, size, frames, like=pixels.shape[:3])
         context = vace_context(
             self.vae.encode, size=size, frames=frames, references=references, video=video, mask=mask, cache=self._zeros
         )
@@ -203,7 +207,7 @@ class Pipeline:
         *,
         negative: str = NEGATIVE,
         video: Video | np.ndarray | None = None,
-        mask: np.ndarray | None = None,
+        mask: Video | np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
         guidance: Guidance | None = None,

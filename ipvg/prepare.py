@@ -81,6 +81,41 @@ def source_size(
     return (int(patches / rows) * 16, rows * 16), (latents - 1) * 4 + 1
 
 
+def fit_mask(
+    mask: np.ndarray, size: tuple[int, int], count: int, like: tuple[int, int, int] | None = None
+) -> np.ndarray:
+    """A mask fitted as `fit_video` fits its video, by the same rule and the same frames: what `mask_frames` takes.
+
+    mask: (F, h, w) floating point or bool in [0, 1], uint8 (F, h, w) or (F, h, w, 3), whose first channel counts; one
+        frame, or (h, w), stands for all. White generates, black keeps. Of the target's size: its values stay as they
+        are. Of another: resized as bytes, hence grey at its edges, as in the reference implementation.
+    like: (F, h, w) of its video, to refuse a mask that would not lie on it. Raises TypeError, ValueError.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim == 4 and mask.shape[3] == 3:
+        mask = mask[..., 0]
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(f"mask: expected shape (F, H, W), (H, W) or uint8 (F, H, W, 3), got {mask.shape}")
+    width, height = _size(size)
+    if mask.shape == (count, height, width):
+        return mask
+    total, h, w = mask.shape
+    if like is not None and total not in (1, like[0]):
+        raise ValueError(f"mask: it has {total} frames and its video {like[0]}; as many, or one for all, are needed")
+    ids = [0] * count if total == 1 else frame_ids(total, count)
+    if (h, w) == (height, width):
+        return mask[ids]
+    if like is not None and abs(w * like[1] - like[2] * h) > max(like[1], like[2]):  # more than a pixel apart
+        raise ValueError(
+            f"mask: {w}x{h} has not the shape of its video's {like[2]}x{like[1]}: cut to {width}x{height} it would not "
+            "lie on it"
+        )
+    grey = np.rint(mask_frames(mask, total, (w, h)) * np.float32(255)).astype(np.uint8)
+    return _core.cover_frames(np.repeat(grey[ids][..., None], 3, axis=3), height, width)[..., 0]
+
+
 def mask_frames(mask: np.ndarray, frames: int, size: tuple[int, int]) -> np.ndarray:
     """A mask as float32 (F, H, W), 0 = keep, 1 = generate, grey values as they are.
 

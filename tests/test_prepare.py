@@ -252,3 +252,50 @@ def test_wrong_pictures_are_named():
         prepare.fit_video(U8, (0, 16))
     with pytest.raises(ValueError, match="16 x 16"):
         prepare.source_size(5, 8, 100)
+
+
+# ---- fitting a mask ----
+
+
+def box(total, height, width):
+    mask = np.zeros((total, height, width), np.float32)
+    mask[:, height // 4 : height // 2, width // 3 : width // 2] = 1
+    mask[total // 2 :, : height // 4] = 1
+    return mask
+
+
+def test_a_mask_goes_through_the_resize_of_its_video():
+    mask = box(11, 50, 90)
+    grey = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, 3)
+    expected = prepare.fit_video(grey, (64, 48), 9)[..., 0]
+    assert 0 < (expected == 255).mean() < 1 and len(np.unique(expected)) > 2, "the edges are grey"
+    for one in (mask, mask.astype(bool), mask.astype(np.float64), grey[..., 0], grey):
+        assert np.array_equal(prepare.fit_mask(one, (64, 48), 9, like=(11, 50, 90)), expected), one.dtype
+
+
+def test_a_mask_of_the_target_is_left_alone():
+    mask = np.random.default_rng(0).random((9, 48, 64), np.float32)
+    assert prepare.fit_mask(mask, (64, 48), 9, like=(20, 500, 300)) is mask
+    assert np.array_equal(prepare.fit_mask(mask, (64, 48), 5), mask[prepare.frame_ids(9, 5)]), "frames alone are chosen"
+
+
+def test_one_frame_of_mask_stands_for_all():
+    mask = box(1, 50, 90)
+    fitted = prepare.fit_mask(mask, (64, 48), 5, like=(20, 100, 180))
+    assert fitted.shape == (5, 48, 64) and (fitted == fitted[0]).all()
+    assert np.array_equal(prepare.fit_mask(mask[0], (64, 48), 5), fitted)
+    assert prepare.fit_mask(np.ones((48, 64), bool), (64, 48), 5).shape == (5, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "like"),
+    [
+        ("7 frames and its video 9", (7, 50, 90), (9, 50, 90)),
+        ("90x50 has not the shape of its video's 90x90", (9, 50, 90), (9, 90, 90)),
+        ("expected shape", (5,), None),
+        ("expected shape", (0, 4, 4), None),
+    ],
+)
+def test_a_mask_that_does_not_lie_on_its_video_is_refused(words, shape, like):
+    with pytest.raises(ValueError, match=words):
+        prepare.fit_mask(np.zeros(shape, np.float32), (64, 48), 5, like=like)
