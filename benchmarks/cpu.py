@@ -7,7 +7,9 @@
 Each side lives in its own process, loads its model, warms up, and then the two take turns, so that a busy machine
 hurts both. Printed are the medians, the ratio (peer's seconds / ours: above 1 ipvg is faster) of every pair of
 neighbouring runs as median and range, how far the two results lie apart, and ipvg's peak memory against weights + its
-own plan. Exit status 1: slower than the peer, results apart, or more than 5 % above the plan.
+own plan. Exit status 1: slower than the peer, results apart, or, in the work "memory", more than 5 % above the plan.
+(The libraries below hold some 30 to 60 MiB of their own, whatever the model's size: much beside the few blocks that are
+timed, little beside "memory", whose 2.9 GiB of weights are still less than a real model's.)
 
 What is timed is what a sampler repeats. So for the transformer ipvg's prepared text and context are outside, since it
 makes them once a video, while the peer's forward contains that work; its share is printed as well ("prepare").
@@ -24,7 +26,7 @@ import statistics
 import sys
 import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -112,6 +114,16 @@ def vae_video():
 
 def vae_latent():
     return draw("latent", (16, (VIDEO[0] - 1) // 4 + 1, VIDEO[1] // 8, VIDEO[2] // 8))
+
+
+def ours_memory(threads, dtype):
+    config = replace(DIT, num_layers=12, vace_layers=(0, 2, 4, 6))
+    weights = {name: np.full(shape, 0.01, np.float32) for name, shape in expected(config).items()}
+    model = _core.Dit(_core.Device("cpu", threads, dtype), asdict(config), _core.Weights(weights))
+    few = (1, 16, 16)
+    prepared = model.text(dit_inputs()[2]), model.context(draw("context", (96, *few)))
+    x = draw("x", (16, *few))
+    return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*few).values()), 0.0
 
 
 def size(weights):
@@ -202,6 +214,7 @@ WORK = {
     "umt5": ("one umT5-XXL layer, 512 tokens", ours_umt5, peer_umt5, "transformers"),
     "vae_decode": ("VAE decode, full size, 5x240x416", ours_vae_decode, peer_vae_decode, "diffusers"),
     "vae_encode": ("VAE encode, full size, 5x240x416", ours_vae_encode, peer_vae_encode, "diffusers"),
+    "memory": ("DiT, width 1536, 12 main + 4 VACE blocks, 64 tokens", ours_memory, None, ""),
 }
 
 
@@ -251,7 +264,8 @@ class Side:
 def measure(name, runs, threads, dtype):
     title, build, build_peer, library = WORK[name]
     ours = Side(build, threads, dtype)
-    peer = Side(build_peer, threads, dtype) if all(map(importlib.util.find_spec, ("torch", library))) else None
+    there = build_peer and all(map(importlib.util.find_spec, ("torch", library)))
+    peer = Side(build_peer, threads, dtype) if there else None
     for _ in range(runs):
         ours.turn()
         if peer:
@@ -267,7 +281,9 @@ def measure(name, runs, threads, dtype):
         row |= {"peer": library, "peer_seconds": statistics.median(peer.seconds), "ratio": statistics.median(ratios),
                 "ratio_range": [ratios[0], ratios[-1]], "peer_peak_mib": peer.peak / 2**20,
                 "relative_l2": float(error)}  # fmt: skip
-    row["ok"] = row["peak_over_plan"] <= 1.05 and row.get("ratio", 1) >= 1 and row.get("relative_l2", 0) < BOUND[dtype]
+    row["ok"] = row.get("ratio", 1) >= 1 and row.get("relative_l2", 0) < BOUND[dtype]
+    if name == "memory":
+        row["ok"] = row["peak_over_plan"] <= 1.05
     return row
 
 
@@ -298,7 +314,7 @@ def main():
             low, high = row["ratio_range"]
             print(f"  {row['peer']:9} {row['peer_seconds']:.3f} s; ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f}); "
                   f"results {row['relative_l2']:.1e} apart")  # fmt: skip
-        else:
+        elif WORK[name][2]:
             print("  no peer here: pip install torch diffusers transformers")
     if args.json:
         print(json.dumps(rows, indent=1))
