@@ -143,15 +143,22 @@ def train(
     state_at="/tmp/dit_state.pt",
     face=None,
     codec=None,
+    resume=None,
     log=print,
 ):
-    """phases: [(references, latent frames, batch a GPU, steps)]. Stops after `seconds`; goes on from state_at."""
+    """phases: [(references, latent frames, batch a GPU, steps)]. Stops after `seconds`.
+
+    Goes on from `state_at` (everything, on this machine) or from `resume`: {"dit", "text"} state dicts and "step"."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     begin = time.time()
     torch.manual_seed(seed)
     net, encoder = dit.build().to(device), text.build().to(device)
-    flat = FlatMuon([net, encoder], is_matrix)
     done, history, used = 0, [], 0.0
+    if resume:
+        for part, to in (("dit", net), ("text", encoder)):
+            to.load_state_dict(resume[part], strict=part == "dit")  # the text encoder's embedding has two names
+        done, history, used = resume["step"], resume["history"], resume["history"][-1].get("seconds", 0.0)
+    flat = FlatMuon([net, encoder], is_matrix)
     if os.path.exists(state_at):
         kept = torch.load(state_at, map_location=device, weights_only=True)
         flat.load(kept)
@@ -175,8 +182,8 @@ def train(
         for step in range(first, last):
             each = run(dit_data.batch(cache, size, refs, frames, g))
             losses.append(each.mean())
-            k = rate(step, total, 1.0, warm=300)
-            norm = flat.step(lr * k, lr_rest * k, ema=0.999 if step > 3000 else 0.99)
+            k = rate(step, total, 1.0, warm=300) * min(1, (step - done + 1) / 100)
+            norm = flat.step(lr * k, lr_rest * k, ema=0.999 if step - done > 3000 else 0.99)
             if (step + 1) % EVERY == 0:
                 stop.fill_(float(time.time() - begin > seconds))
                 if dist.is_initialized():
@@ -205,14 +212,8 @@ def train(
     if rank == 0:
         flat.swap()
         if face is not None and codec is not None:
-            history.append(
-                {
-                    "step": step,
-                    "identity": judge(
-                        net, encoder, codec, face, held, min(64, len(held["clip"])), cache["clip"].shape[1], out
-                    ),
-                }
-            )
+            found = judge(net, encoder, codec, face, held, min(64, len(held["clip"])), cache["clip"].shape[1], out)
+            history.append({"step": step, "seconds": round(used + time.time() - begin, 1), "identity": found})
             log(history[-1])
         torch.save({"dit": net.state_dict(), "text": encoder.state_dict(), "step": step}, state_at + ".weights")
         flat.swap()

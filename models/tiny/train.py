@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 2 models/tiny/train.py dit --cache /tmp/cache --phases 1:1:512:8000,1:5:256:20000
 
 A phase goes on at the step it stopped at when its --state exists (weights, moments, averages). `vae --resume FOLDER`
-starts from the two weight files of an earlier run. --phases: frames:batch:steps[:1 = with judge b's loss] for vae,
-references:latent frames:batch:steps for dit, batches a GPU, separated by commas.
+starts from the two weight files of an earlier run, `dit --resume models/tiny/logs` from the shipped weights. --phases:
+frames:batch:steps[:1 = with judge b's loss] for vae, references:latent frames:batch:steps for dit; batches a GPU.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def run_cache(a, device, log):
 
 def run_dit(a, device, log):
     import dit_train
-    from export import shipped_vae
+    from export import shipped, shipped_vae
     from measure import Judge
 
     files = [os.path.join(a.cache, f"{k}{RANK}.pt") for k in ("train", "held")]
@@ -101,8 +101,27 @@ def run_dit(a, device, log):
     face = codec = None
     if RANK == 0 and a.size == 128:
         face, codec = Judge("face"), shipped_vae().to(device)
+    resume = None
+    if a.resume:
+        with open(os.path.join(a.resume, "dit.json")) as f:
+            history = json.load(f)
+        resume = {
+            "dit": shipped("dit", "diffusion_pytorch_model"),
+            "text": shipped("text", "models_t5_umt5-xxl-enc-bf16"),
+        }
+        resume |= {"step": history[-1]["step"], "history": history}
     dit_train.train(
-        a.out, files, phases_of(a), device, a.seconds, lr=a.lr or 0.01, face=face, codec=codec, state_at=state, log=log
+        a.out,
+        files,
+        phases_of(a),
+        device,
+        a.seconds,
+        lr=a.lr or 0.01,
+        face=face,
+        codec=codec,
+        resume=resume,
+        state_at=state,
+        log=log,
     )
     if RANK == 0:
         dit_train.split_weights(state, a.out)
@@ -138,7 +157,7 @@ def main():
     p.add_argument("--steps", type=int, default=0)
     p.add_argument("--held", type=int, default=192)
     p.add_argument("--conv", default="3d", choices=("3d", "2d"))
-    p.add_argument("--resume", default="", help="folder with vae_encoder.pt and vae_decoder.pt")
+    p.add_argument("--resume", default="", help="vae: folder with vae_*.pt; dit: with dit.json, weights as shipped")
     p.add_argument("--cache", default="/tmp/tiny_cache", help="where cache writes and dit reads")
     p.add_argument("--size", type=int, default=128)
     p.add_argument("--state", default="", help="full optimiser state on this machine; used when it exists")
