@@ -67,3 +67,10 @@ def test_a_missing_required_library_is_one_sentence(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "CC": str(compiler)}, capture_output=True, text=True)
     assert done.returncode != 0 and "oneDNN was not found" in done.stderr and "libdnnl-dev" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_import_is_light():
+    """What `import ipvg` loads besides NumPy: itself. benchmarks/import_time.py has the milliseconds."""
+    code = "import numpy, sys; before = set(sys.modules); import ipvg; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"ipvg"}
