@@ -5,23 +5,26 @@
 >>> for step in sampler:
 ...     print(step.index, step.sigma, abs(step.velocity["weak"]).mean(), step.x0.std())
 >>> sampler.latents                                  # (16, F, h, w), reference slots cut off: for the VAE
+>>> other = sampler.fork(guidance=guidance.cfg(7))   # goes on from here with another guidance
+>>> sampler.snapshot("run.safetensors")              # and Sampler.restore("run.safetensors", dit) in another process
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from . import _arguments, _core
 from .guidance import Guidance
+from .plan import Plan, Prepared
 from .schedule import Schedule
 from .source import Source
+from .step import Prediction, Progress, Step, Velocities, print_progress
 
 
 def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
@@ -42,45 +45,21 @@ def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
 
 draw = noise  # where an argument is called noise
 
-
-class _Velocities(dict):
-    """Branch name -> velocity; says why one is not there."""
-
-    def __missing__(self, name: str):
-        raise KeyError(f"no velocity of branch {name!r} at this step: its weight is 0 here, or there is no such branch")
+Latents = np.ndarray
+VelocityHook = Callable[[Prediction], Mapping[str, np.ndarray] | None]
+CombinedHook = Callable[[Prediction], np.ndarray | None]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One finished step. All arrays are read-only float32 views (C, F, h, w), reference slots included, of the
-    sampler's own memory: valid until the next step begins, safe to hold for ever. Copy what you want to keep.
-
-    index: 0-based. sigma, timestep: what the model was told. weights: branch name -> its coefficient, where it is not
-    0. velocity: branch name -> that prediction. combined: the sum, what the solver got. x0: the clean latent it
-    implies, x - sigma combined. latent: the sample after the step. seconds: wall time of the step.
-    """
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a run goes on from, as copies: `index` steps done, `forwards` computed, the solver's five tensors and
+    the running differences of APG, in the order of `operations`."""
 
     index: int
-    sigma: float
-    timestep: int
-    weights: Mapping[str, float]
-    velocity: Mapping[str, np.ndarray]
-    combined: np.ndarray
-    x0: np.ndarray
-    latent: np.ndarray
-    seconds: float
-
-
-class Progress(NamedTuple):
-    """done, total: steps. elapsed, eta: seconds; eta counts the model forwards that are left, not the steps."""
-
-    done: int
-    total: int
+    forwards: int
     elapsed: float
-    eta: float
-
-    def __str__(self) -> str:
-        return f"step {self.done}/{self.total}, {_clock(self.elapsed)} so far, {_clock(self.eta)} left"
+    solver: list[np.ndarray]
+    running: list[np.ndarray]
 
 
 class Sampler:
@@ -89,6 +68,11 @@ class Sampler:
     model: a `_core.Dit`. texts: prompt name -> umT5 states (n, text_dim) float32, or what ``model.text`` made of them;
         all names that ``guidance.texts`` lists. source: the VACE context, which has all three kinds of reference in it.
     guidance, schedule: frozen settings. seed or noise, one of them: noise is (C, F, h, w) float32, reference slots too.
+    start: (latents, where): begin from these clean latents (C, F or F - references, h, w) with noise up to `where`, a
+        step index or a sigma (the first step at or below it), as SDEdit does; missing reference slots are zero.
+    record: True, or the step indices before which a copy of the state is kept, for `fork(at=)`: five latents each.
+    edit_velocity: called at each step with a `Prediction`; returns branch name -> velocity for those to replace, or
+        None. edit_combined: the same after their combination; returns the velocity that the solver gets, or None.
 
     Same seed, same thread count: the same bytes. Other thread counts differ by float32 rounding.
     Raises ValueError / TypeError naming the argument.
@@ -97,51 +81,47 @@ class Sampler:
     def __init__(
         self,
         model: _core.Dit,
-        texts: Mapping[str, np.ndarray | _core.DitText],
+        texts: Mapping[str, np.ndarray | _core.DitText] | Prepared,
         source: Source,
         *,
         guidance: Guidance,
         schedule: Schedule | None = None,
         seed: int | None = None,
         noise: np.ndarray | None = None,
+        start: tuple[Latents, int | float] | None = None,
+        record: bool | Collection[int] = False,
+        edit_velocity: VelocityHook | None = None,
+        edit_combined: CombinedHook | None = None,
     ):
         self.model = _arguments.instance("model", model, _core.Dit)
         self.source = _arguments.instance("source", source, Source)
         self.schedule = Schedule() if schedule is None else _arguments.instance("schedule", schedule, Schedule)
         _arguments.instance("guidance", guidance, Guidance)
-        _arguments.instance("texts", texts, Mapping, "a mapping of prompt names to states")
+        _arguments.instance("texts", texts, Mapping | Prepared, "a mapping of prompt names to states")
         self.seed = seed
-        self.guidance = guidance.resolve(self.schedule)
         if (seed is None) == (noise is None):
             raise ValueError("give seed= or noise=, one of them")
         if noise is None:
             noise = draw(seed, source.latent_shape)
-
-        with np.errstate(over="ignore"):  # an infinity is refused below, with its place
-            weights = {name: w.astype(np.float32) for name, w in guidance.coefficients(self.schedule).items()}
-        self._names = [name for name, w in weights.items() if w.any()]
-        if not self._names:
-            raise ValueError(f"guidance: every coefficient is 0 at every step of {guidance.combine!r}")
-        self._weights = np.stack([weights[name] for name in self._names], axis=1)
-        self._core = _core.Sampler(model, self.schedule._core, self._branches(texts), self._weights, noise)
+        if start is not None:
+            self.schedule, noise = _start(self.schedule, source, start, noise)
+        self.guidance = guidance.resolve(self.schedule)
+        self.record, self.edit_velocity, self.edit_combined = record, edit_velocity, edit_combined
+        self._prepared = texts if isinstance(texts, Prepared) else Prepared(model, source, dict(texts))
+        self._plan = Plan(self.guidance, self.schedule, self._prepared)
+        self._names = self._plan.names
+        self._core = _core.Sampler(
+            model, self.schedule._core, self._plan.branches, self._plan.weights, noise, self._plan.core_operations()
+        )
+        self._needed = np.array(
+            [[self._core.needs(k, i) for i in range(len(self._names))] for k in range(self.schedule.steps)]
+        )
+        alone = np.array([not branch[4] for branch in self._plan.branches])  # not the twin of another
+        self._forwards = (self._needed & alone).sum(axis=1)
+        self._forwards[: self.schedule.begin] = 0
         self._elapsed = 0.0
-
-    def _branches(self, texts: Mapping[str, np.ndarray | _core.DitText]) -> list[tuple]:
-        """What `_core.Sampler` wants; a prompt or context that several branches share is prepared once."""
-        text_of, context_of, out = {}, {}, []
-        for name in self._names:
-            b = self.guidance.branches[name]
-            if b.text not in texts:
-                given = ", ".join(sorted(texts)) or "nothing"
-                raise ValueError(f"texts: branch {name!r} needs {b.text!r}; given: {given}")
-            if b.text not in text_of:
-                text = texts[b.text]
-                text_of[b.text] = text if isinstance(text, _core.DitText) else self.model.text(text)
-            if b.reference not in context_of:
-                context = self.source.variant(b.reference)
-                context_of[b.reference] = self.model.context(context, frames=self.source.latent_shape[1])
-            out.append((text_of[b.text], context_of[b.reference], b.skip_blocks, b.keep_hint, b.context_scale))
-        return out
+        self._records: dict[int, State] = {}
+        self._keep_record()
 
     # ---- stepping ----
 
@@ -150,7 +130,7 @@ class Sampler:
 
     def __len__(self) -> int:
         """Steps of the whole run."""
-        return self.schedule.steps
+        return self.schedule.steps - self.schedule.begin
 
     def __next__(self) -> Step:
         if self.done:
@@ -161,24 +141,55 @@ class Sampler:
         """The next step. On any failure the sampler stays at the last finished step and can go on from there.
 
         Raises ipvg.Cancelled after `cancel`, KeyboardInterrupt within one block of the model after Ctrl-C, ValueError
-        when the run is finished.
+        when the run is finished, what a hook raises.
         """
         k, begin = self._core.index, time.perf_counter()
-        self._core.step()
+        if k < self.schedule.steps:
+            self._plan.set_step(self._core, k)
+        if self.edit_velocity or self.edit_combined:
+            self._edited_step(k)
+        else:
+            self._core.step()
         seconds = time.perf_counter() - begin
         self._elapsed += seconds
-        active = [(i, name) for i, name in enumerate(self._names) if self._weights[k, i]]
+        self._keep_record()
         return Step(
             index=k,
             sigma=float(self.schedule.sigmas[k]),
             timestep=int(self.schedule.timesteps[k]),
-            weights={name: float(self._weights[k, i]) for i, name in active},
-            velocity=_Velocities({name: self._core.velocity(i) for i, name in active}),
+            weights=self._plan.weights_at(k),
+            velocity=self._velocities(),
             combined=self._core.combined,
             x0=self._core.x0,
             latent=self._core.latent,
             seconds=seconds,
         )
+
+    def _edited_step(self, k: int) -> None:
+        core = self._core
+        core.predict()
+        seen = Prediction(
+            index=k,
+            sigma=float(self.schedule.sigmas[k]),
+            timestep=int(self.schedule.timesteps[k]),
+            latent=core.latent,
+            velocity=self._velocities(),
+        )
+        for name, velocity in ((self.edit_velocity and self.edit_velocity(seen)) or {}).items():
+            if name not in seen.velocity:
+                there = ", ".join(seen.velocity)
+                raise ValueError(f"edit_velocity: {name!r} is not predicted at step {k}; there are {there}")
+            core.set_velocity(self._names.index(name), velocity)
+        core.combine()
+        if self.edit_combined:
+            velocity = self.edit_combined(dataclasses.replace(seen, combined=core.combined))
+            if velocity is not None:
+                core.set_velocity(-1, velocity)
+        core.advance()
+
+    def _velocities(self) -> Velocities:
+        found = {name: self._core.velocity(i) for i, name in enumerate(self._names)}
+        return Velocities({name: v for name, v in found.items() if v is not None})
 
     def run(
         self,
@@ -189,7 +200,7 @@ class Sampler:
 
         progress: a function that gets a `Progress` after each step, or True for a line on stderr.
         """
-        show = _print_progress if progress is True else progress
+        show = print_progress if progress is True else progress
         for step in self:
             if callback:
                 callback(step)
@@ -201,6 +212,97 @@ class Sampler:
         """From another thread or a callback: the step that runs stops within one block of the model, else the next one
         does not begin; either raises ipvg.Cancelled, once. The sampler stays at the last finished step, and usable."""
         self._core.cancel()
+
+    # ---- forks, seeds, snapshots ----
+
+    def fork(
+        self,
+        at: int | None = None,
+        guidance: Guidance | None = None,
+        text: Mapping[str, np.ndarray | _core.DitText] | None = None,
+    ) -> Sampler:
+        """A second run that goes on from before step `at` (default: here): the same sample, solver history and running
+        differences of operations that both have; another guidance, or some other prompts. This one is not changed.
+
+        ValueError: a step that was not recorded (`record`), a prompt that is missing.
+        """
+        state = self._state() if at is None or at == self.index else self._records.get(at)
+        if state is None:
+            known = ", ".join(map(str, sorted({*self._records, self.index})))
+            raise ValueError(f"at: no copy of the state before step {at} was kept (see record=); there are: {known}")
+        prepared = self._prepared.with_texts(text) if text else self._prepared
+        rule = self.guidance if guidance is None else guidance
+        other = self._like(prepared, rule, self.seed, np.zeros_like(self.latent))
+        other._load(state, self._apgs())
+        return other
+
+    def seeds(self, seeds: Sequence[int]) -> Iterator[Sampler]:
+        """A fresh run of the same settings for each seed, made when its turn comes. They share the prepared prompts and
+        contexts. Not for a run that began from latents (start=): give that one each seed yourself."""
+        if self.schedule.begin:
+            raise ValueError("seeds: this run began from latents; make one Sampler(start=..., seed=...) for each seed")
+        for seed in seeds:
+            yield self._like(self._prepared, self.guidance, seed, draw(seed, self.source.latent_shape))
+
+    def _like(self, prepared: Prepared, guidance: Guidance, seed: int | None, noise: np.ndarray) -> Sampler:
+        other = Sampler(
+            self.model, prepared, self.source, guidance=guidance, schedule=self.schedule, noise=noise,
+            record=self.record, edit_velocity=self.edit_velocity, edit_combined=self.edit_combined,
+        )  # fmt: skip
+        other.seed = seed
+        return other
+
+    def snapshot(self, path: str | os.PathLike) -> None:
+        """Writes all that this run goes on from to one .safetensors file, replacing it in one step: whoever is killed
+        meanwhile leaves the old file or the new one. Raises OSError. See `restore`."""
+        from .snapshot import save
+
+        save(self, path)
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike,
+        model: _core.Dit,
+        *,
+        texts: Mapping[str, np.ndarray | _core.DitText] | None = None,
+        source: Source | None = None,
+        record: bool | Collection[int] = False,
+        edit_velocity: VelocityHook | None = None,
+        edit_combined: CombinedHook | None = None,
+    ) -> Sampler:
+        """The run of a snapshot, on a model of the same sizes and weights; it continues to the same bytes on the same
+        number of threads. texts and source: in place of those in the file; texts are needed where the sampler had been
+        given prepared ones, which no file can hold. Hooks are code: give them again.
+
+        Raises OSError, ipvg.FormatError for a file that is no snapshot, ValueError for another model."""
+        from .snapshot import load
+
+        hooks = {"record": record, "edit_velocity": edit_velocity, "edit_combined": edit_combined}
+        return load(cls, path, model, texts, source, hooks)
+
+    def _apgs(self) -> list:
+        return [o for o in self._plan.operations if o.kind == "apg"]
+
+    def _state(self) -> State:
+        copies = [np.array(view) for view in self._core.state()]
+        return State(self.index, self.forwards, self._elapsed, copies[:5], copies[5:])
+
+    def _load(self, state: State, apgs: list) -> None:
+        """apgs: the operations that state.running belongs to."""
+        known = list(zip(apgs, state.running, strict=True))
+        running = []
+        for operation in self._apgs():
+            found = next((i for i, (o, _) in enumerate(known) if o == operation), None)
+            running.append(np.zeros_like(state.solver[0]) if found is None else known.pop(found)[1])
+        self._core.load(state.index, state.forwards, [*state.solver, *running])
+        self._elapsed = state.elapsed
+        self._records.clear()
+        self._keep_record()
+
+    def _keep_record(self) -> None:
+        if self.record is True or (self.record is not False and self.index in self.record):
+            self._records[self.index] = self._state()
 
     # ---- looking ----
 
@@ -235,8 +337,9 @@ class Sampler:
 
     @property
     def forwards_total(self) -> int:
-        """Model forwards of the whole run: a branch counts only at the steps where its weight is not 0."""
-        return int(np.count_nonzero(self._weights))
+        """Model forwards of the whole run: a branch counts only at the steps that need it, and once for all branches
+        that are given the same."""
+        return int(self._forwards.sum())
 
     @property
     def bytes(self) -> int:
@@ -245,7 +348,7 @@ class Sampler:
 
     @property
     def progress(self) -> Progress:
-        left = int(np.count_nonzero(self._weights[self.index :]))
+        left = int(self._forwards[self.index :].sum())
         eta = self._elapsed / self.forwards * left if self.forwards else math.nan
         return Progress(self.index, self.schedule.steps, self._elapsed, eta)
 
@@ -253,13 +356,30 @@ class Sampler:
         return f"<Sampler: step {self.index} of {self.schedule.steps}, {self.guidance.combine}>"
 
 
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
-
-
-def _print_progress(progress: Progress) -> None:
-    end = "\r" if sys.stderr.isatty() and progress.done < progress.total else "\n"
-    print(progress, end=end, file=sys.stderr, flush=True)
+def _start(
+    schedule: Schedule, source: Source, start: tuple[Latents, int | float], noise: np.ndarray
+) -> tuple[Schedule, np.ndarray]:
+    """The schedule that begins there, and (1 - sigma) latents + sigma noise."""
+    try:
+        latents, where = start
+    except (TypeError, ValueError):
+        raise TypeError("start: expected (latents, step or sigma)") from None
+    if isinstance(where, bool) or not isinstance(where, int | float | np.integer | np.floating):
+        raise TypeError(f"start: expected a step (int) or a sigma (float), got {where!r}")
+    if isinstance(where, int | np.integer):
+        k = int(where)
+    else:
+        below = np.flatnonzero(schedule.sigmas[:-1] <= np.float32(where))
+        if not len(below):
+            raise ValueError(f"start: no step of this schedule has a sigma of {where:g} or less")
+        k = int(below[0])
+    if not 0 <= k < schedule.steps:
+        raise ValueError(f"start: expected a step from 0 to {schedule.steps - 1}, got {k}")
+    shape, given = source.latent_shape, np.asarray(latents, dtype=np.float32)
+    if given.shape == (shape[0], shape[1] - source.references, *shape[2:]):
+        given = np.concatenate([np.zeros((shape[0], source.references, *shape[2:]), np.float32), given], axis=1)
+    if given.shape != shape:
+        raise ValueError(f"start: latents have shape {given.shape}, expected {shape} with the reference slots")
+    sigma = schedule.sigmas[k]
+    mixed = (np.float32(1) - sigma) * given + sigma * np.asarray(noise, dtype=np.float32)
+    return dataclasses.replace(schedule, begin=k), mixed

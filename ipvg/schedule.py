@@ -30,6 +30,9 @@ class Schedule:
     sigmas_from: "official" (Wan2.1's own code) or "diffusers" (linspace(1, 0.001), as newer diffusers has it: at 50
     steps and shift 16, 20 of 50 timesteps differ).
 
+    begin: the step that a run begins with, its first steps left out: for latents that are not pure noise (SDEdit). The
+    solver has no history there.
+
     Everything is indexed by step; that two steps may share an integer timestep (68 steps at shift 16) does no harm.
     Raises ValueError for a value out of range. Source: Wan2.1 wan/utils/fm_solvers_unipc.py and fm_solvers.py.
     """
@@ -38,6 +41,7 @@ class Schedule:
     shift: float = 16.0
     solver: SolverName = "unipc"
     sigmas_from: Convention = "official"
+    begin: int = 0
     _core: _core.Schedule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -45,11 +49,12 @@ class Schedule:
         object.__setattr__(self, "shift", _arguments.number("shift", self.shift))
         _arguments.choice("solver", self.solver, get_args(SolverName))
         _arguments.choice("sigmas_from", self.sigmas_from, get_args(Convention))
-        core = _core.Schedule(self.solver, self.steps, self.shift, self.sigmas_from)
+        object.__setattr__(self, "begin", _arguments.integer("begin", self.begin, 0, self.steps - 1))
+        core = _core.Schedule(self.solver, self.steps, self.shift, self.sigmas_from, self.begin)
         object.__setattr__(self, "_core", core)
 
     def __reduce__(self):
-        return Schedule, (self.steps, self.shift, self.solver, self.sigmas_from)
+        return Schedule, (self.steps, self.shift, self.solver, self.sigmas_from, self.begin)
 
     @property
     def sigmas(self) -> np.ndarray:

@@ -78,7 +78,20 @@ def run(dit, x, t, text, context, **options):
     return dit.forward(x, t, dit.text(text), dit.context(context, frames=x.shape[1]), **options)
 
 
-def oracle(weights, config, x, t, text, context, skip=(), keep_hint=False, scale=1.0):
+def blur_matrix(n, sigma):
+    """(n, n): a Gaussian line filter of 2 ceil(3 sigma) + 1 taps over a line that is mirrored without its ends."""
+    if np.isinf(sigma):
+        return np.full((n, n), 1 / n)
+    radius = int(np.ceil(3 * sigma))
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    padded = np.pad(np.eye(n), ((radius, radius), (0, 0)), mode="reflect")  # row i: what stands at place i - radius
+    return np.stack([taps / taps.sum() @ padded[i : i + 2 * radius + 1] for i in range(n)])
+
+
+def oracle(
+    weights, config, x, t, text, context, skip=(), keep_hint=False, scale=1.0, reference_scale=None,
+    reference_frames=0, identity=(), blur=((), 1.0), nag=None,
+):  # fmt: skip
     """The formulas of the method in float64, one thing after the other."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     d, heads, eps, half = config["dim"], config["num_heads"], config["eps"], config["freq_dim"] // 2
@@ -121,23 +134,47 @@ def oracle(weights, config, x, t, text, context, skip=(), keep_hint=False, scale
         p = np.exp(s - s.max(-1, keepdims=True))
         return (p / p.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(-1, d)
 
+    def attend(b, h):
+        a, number = f"{b}.self_attn", int(b.split(".")[1]) if b.startswith("blocks") else None
+        if number in identity:
+            return linear(f"{a}.v", h)
+        q, k = rms(linear(f"{a}.q", h), f"{a}.norm_q.weight"), rms(linear(f"{a}.k", h), f"{a}.norm_k.weight")
+        q = rope(q)
+        if number in blur[0]:
+            grid = q.reshape(frames, rows, cols, d)
+            by_row, by_col = blur_matrix(rows, blur[1]), blur_matrix(cols, blur[1])
+            q = np.einsum("ir,jc,frcd->fijd", by_row, by_col, grid).reshape(q.shape)
+        return attention(q, rope(k), linear(f"{a}.v", h))
+
+    def read_text(a, q, words):
+        return attention(q, rms(linear(f"{a}.k", words), f"{a}.norm_k.weight"), linear(f"{a}.v", words))
+
     def block(b, v):
         shift, gain, gate, shift2, gain2, gate2 = w[f"{b}.modulation"][0] + e0
         h, a = norm(v) * (1 + gain) + shift, f"{b}.self_attn"
-        q, k = rms(linear(f"{a}.q", h), f"{a}.norm_q.weight"), rms(linear(f"{a}.k", h), f"{a}.norm_k.weight")
-        v = v + gate * linear(f"{a}.o", attention(rope(q), rope(k), linear(f"{a}.v", h)))
+        v = v + gate * linear(f"{a}.o", attend(b, h))
         h, a = norm(v) * w[f"{b}.norm3.weight"] + w[f"{b}.norm3.bias"], f"{b}.cross_attn"
-        q, k = rms(linear(f"{a}.q", h), f"{a}.norm_q.weight"), rms(linear(f"{a}.k", words), f"{a}.norm_k.weight")
-        v = v + linear(f"{a}.o", attention(q, k, linear(f"{a}.v", words)))
+        q = rms(linear(f"{a}.q", h), f"{a}.norm_q.weight")
+        z = read_text(a, q, words)
+        if nag:
+            g = nag[1] * z - (nag[1] - 1) * read_text(a, q, away)
+            ratio = abs(g).sum(-1, keepdims=True) / abs(z).sum(-1, keepdims=True)
+            g = np.where(ratio > nag[2], g * nag[2] / ratio, g)
+            z = nag[3] * g + (1 - nag[3]) * z
+        v = v + linear(f"{a}.o", z)
         h = norm(v) * (1 + gain2) + shift2
         return v + gate2 * linear(f"{b}.ffn.2", gelu(linear(f"{b}.ffn.0", h)))
 
     angle = t * 10000.0 ** (-np.arange(half) / half)
     e = linear("time_embedding.2", silu(linear("time_embedding.0", np.concatenate([np.cos(angle), np.sin(angle)]))))
     e0 = linear("time_projection.1", silu(e)).reshape(6, d)
-    padded = np.zeros((config["text_len"], config["text_dim"]))
-    padded[: len(text)] = text
-    words = linear("text_embedding.2", gelu(linear("text_embedding.0", padded)))
+
+    def embed(text):
+        padded = np.zeros((config["text_len"], config["text_dim"]))
+        padded[: len(text)] = text
+        return linear("text_embedding.2", gelu(linear("text_embedding.0", padded)))
+
+    words, away = embed(text), embed(nag[0]) if nag else None
     v = linear("patch_embedding", patches(x))
     hints = []
     if config["vace_layers"]:
@@ -153,7 +190,10 @@ def oracle(weights, config, x, t, text, context, skip=(), keep_hint=False, scale
             v = block(f"blocks.{i}", v)
         if i in config["vace_layers"] and (i not in skip or keep_hint):
             n = list(config["vace_layers"]).index(i)
-            v = v + hints[n] * scales[n]
+            by_row = np.full((len(v), 1), scales[n])
+            if reference_scale is not None:
+                by_row[: reference_frames * rows * cols] = np.broadcast_to(reference_scale, len(scales))[n]
+            v = v + hints[n] * by_row
     shift, gain = w["head.modulation"][0] + e
     out = linear("head.head", norm(v) * (1 + gain) + shift).reshape(frames, rows, cols, 2, 2, config["out_dim"])
     return out.transpose(5, 0, 1, 3, 2, 4).reshape(config["out_dim"], *x.shape[1:])
@@ -176,12 +216,51 @@ BOUND = 1e-5
         {"scale": [0.5, 0.0, 2.0]},
         {"scale": [0.5, 0.7, 0.0]},
         {"skip": (3,), "scale": np.array([1.5, 0, 1])},
+        {"identity": [1]},
+        {"identity": [0, 3], "skip": [1]},
+        {"blur": ([1, 2], 0.7)},
+        {"blur": ([0], 3.0)},
+        {"blur": ([2], np.inf), "identity": (3,)},
+        {"reference_scale": 0.0, "reference_frames": 1},
+        {"reference_scale": [2, 0, -1.0], "reference_frames": 2, "scale": 0.0},
+        {"reference_scale": 0.5, "reference_frames": 3, "scale": [0.5, 0.0, 2.0]},
     ],
     ids=str,
 )
 def test_every_branch_option(options):
     weights, given = weights_of(), inputs()
     assert relative_l2(run(model(weights), *given, **options), oracle(weights, CONFIG, *given, **options)) < BOUND
+
+
+@pytest.mark.parametrize("numbers", [(11, 2.5, 0.25), (1, 2.5, 1), (4, 1e9, 1.0), (4, 0.5, 0.5), (-2, 1, 0.7)], ids=str)
+def test_nag(numbers):
+    weights, given, dit = weights_of(), inputs(), model()
+    negative = inputs(seed=8, text=7)[2]
+    ours = run(dit, *given, nag=(dit.text(negative), *numbers))
+    assert relative_l2(ours, oracle(weights, CONFIG, *given, nag=(negative, *numbers))) < BOUND
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (1, 2, 12), (2, 10, 4)])
+@pytest.mark.parametrize("sigma", [0.2, 1, 5, np.inf])
+def test_blurred_queries_of_every_size(size, sigma):
+    weights, given = weights_of(), inputs(size=size)
+    options = {"blur": ([0, 1, 2, 3], sigma)}
+    assert relative_l2(run(model(weights), *given, **options), oracle(weights, CONFIG, *given, **options)) < BOUND
+
+
+def test_what_a_perturbation_leaves_alone():
+    dit, given = model(), inputs()
+    plain = run(dit, *given)
+    for same in (
+        {"identity": []},
+        {"blur": ([], 1.0)},
+        {"reference_scale": 1.0, "reference_frames": 2},
+        {"reference_scale": 3.0, "reference_frames": 0},
+        {"nag": (dit.text(given[2]), 5.0, 2.5, 0.0)},
+    ):
+        assert relative_l2(run(dit, *given, **same), plain) < 1e-6, same
+    for other in ({"identity": [2]}, {"blur": ([2], 1.0)}, {"reference_scale": 0.5, "reference_frames": 1}):
+        assert relative_l2(run(dit, *given, **other), plain) > 1e-3, other
 
 
 @pytest.mark.parametrize(
@@ -350,6 +429,16 @@ def test_config_comes_back():
         ({"scale": float("nan")}, ValueError, "scale"),
         ({"scale": None}, TypeError, None),
         ({"scale": "big"}, TypeError, None),
+        ({"identity": [4]}, ValueError, "identity: block 4 of a model whose blocks are 0 to 3"),
+        ({"identity": 1}, TypeError, "identity"),
+        ({"blur": ([4], 1.0)}, ValueError, "blur: block 4"),
+        ({"blur": ([1], 0.0)}, ValueError, "above 0"),
+        ({"blur": ([1], float("nan"))}, ValueError, "above 0"),
+        ({"blur": [1]}, TypeError, "blur"),
+        ({"nag": 3}, TypeError, "nag"),
+        ({"reference_scale": 1.0, "reference_frames": 4}, ValueError, "4 reference frames in a latent of 3"),
+        ({"reference_scale": 1.0, "reference_frames": -1}, ValueError, "reference frames"),
+        ({"reference_scale": [1.0]}, ValueError, "3 VACE layers"),
         ({"out": np.zeros((3, 3, 4, 7), np.float32)}, ValueError, "out"),
         ({"out": np.zeros((3, *SIZE))}, ValueError, "float32"),
         ({"trace": 3}, TypeError, "trace"),

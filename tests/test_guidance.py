@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ipvg import guidance as G
-from ipvg.formula import Formula, FormulaError
 from ipvg.guidance import Branch, Guidance, control
+from ipvg.guidance.formula import Formula, FormulaError
 from ipvg.schedule import Schedule
 
 BRANCHES, WEIGHTS = ("cond", "uncond", "weak"), {"w": 5.0, "s": 0.5, "zero": 0.0}

@@ -75,7 +75,7 @@ def test_every_golden_case_agrees(golden_dir):
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpmpp", "euler"])
-@pytest.mark.parametrize("name", [*guidance.PRESETS, "mine"])
+@pytest.mark.parametrize("name", ["none", "cfg", "tpige_code", "tpige_figure", "tpige_aligned", "mine"])
 def test_a_run_is_what_its_parts_give_one_by_one(model, texts, make, name, solver):
     """Forward each branch alone, weigh in float64, solve alone: the loop adds nothing of its own."""
     mine = Guidance(

@@ -110,11 +110,28 @@ static ipvg_dit_run run_of(const ipvg_dit_branch *branch, int layer)
     return branch && branch->run ? (ipvg_dit_run)branch->run[layer] : IPVG_DIT_RUN;
 }
 
-/* What hint n counts for in this branch; 0 if its main block drops it. */
-static float scale_of(const ipvg_dit_branch *branch, const ipvg_dit_config *c, int n)
+/* What hint n counts for in this branch, in the rows of references or of all others; 0 if its main block drops it. */
+static float scale_of(const ipvg_dit_branch *branch, const ipvg_dit_config *c, int n, bool reference)
 {
     if (run_of(branch, c->vace_layers[n]) == IPVG_DIT_SKIP) return 0.f;
+    if (reference && branch && branch->reference_frames && branch->reference_scale) return branch->reference_scale[n];
     return branch && branch->scale ? branch->scale[n] : 1.f;
+}
+
+static bool hint_counts(const ipvg_dit_branch *branch, const ipvg_dit_config *c, int n)
+{
+    return scale_of(branch, c, n, false) != 0.f || scale_of(branch, c, n, true) != 0.f;
+}
+
+static ipvg_status check_branch(ipvg_exec *ex, const ipvg_dit_branch *branch, const ipvg_dit *dit,
+                                const ipvg_dit_context *context)
+{
+    if (branch->nag.text && branch->nag.text->dit != dit)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the text of NAG was prepared for another model");
+    if (branch->reference_frames < 0 || branch->reference_frames > context->frames)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: %d reference frames in a latent of %d",
+                         branch->reference_frames, context->frames);
+    return IPVG_OK;
 }
 
 static ipvg_status check_forward(ipvg_exec *ex, const ipvg_tensor *velocity, const ipvg_tensor *x, double t,
@@ -159,10 +176,11 @@ done:
     return status;
 }
 
-/* x += scale * after_proj(c): the hint of VACE block `vace`. */
+/* x += scale * after_proj(c): the hint of VACE block `vace`. scale[1] holds for the first `references` rows. */
 static ipvg_status add_hint(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *c, const ipvg_dit_block *vace,
-                            float scale)
+                            const float scale[2], int64_t references)
 {
+    const int64_t first[] = {references, 0}, count[] = {x->shape[0] - references, references};
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor hint;
     ipvg_status status;
@@ -170,7 +188,11 @@ static ipvg_status add_hint(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *c,
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hint, IPVG_F32, 2, x->shape));
     IPVG_TRY(ipvg_dit_linear_run(ex, &hint, c, &vace->after, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, &hint, "vace%d_hint", vace->index));
-    IPVG_TRY(ipvg_combine(ex, x, 2, (const ipvg_tensor *[]){x, &hint}, (const float[]){1.f, scale}));
+    for (int i = 0; i < 2; i++) {
+        ipvg_tensor to = ipvg_tensor_slice(x, first[i], count[i]), from = ipvg_tensor_slice(&hint, first[i], count[i]);
+        if (!count[i]) continue;
+        IPVG_TRY(ipvg_combine(ex, &to, 2, (const ipvg_tensor *[]){&to, &from}, (const float[]){1.f, scale[i]}));
+    }
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
@@ -200,6 +222,20 @@ done:
     return status;
 }
 
+/* What block i, counted over main and then VACE blocks, is given. */
+static void give(ipvg_dit_given *given, const ipvg_dit_branch *branch, const ipvg_dit_text *text, int i)
+{
+    given->k = ipvg_dit_text_part(text, i, 0);
+    given->v = ipvg_dit_text_part(text, i, 1);
+    if (!branch) return;
+    given->perturb = branch->perturb && i < given->config->layers ? (ipvg_dit_perturb)branch->perturb[i] : IPVG_DIT_ATTEND;
+    given->blur = branch->blur;
+    if (!branch->nag.text) return;
+    given->nag = &branch->nag;
+    given->nag_k = ipvg_dit_text_part(branch->nag.text, i, 0);
+    given->nag_v = ipvg_dit_text_part(branch->nag.text, i, 1);
+}
+
 ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor *x_t, double t,
                              const ipvg_dit *dit, const ipvg_dit_text *text, const ipvg_dit_context *context,
                              const ipvg_dit_branch *branch)
@@ -207,14 +243,16 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_te
     const ipvg_dit_config *cfg = &dit->config;
     const int64_t shape[] = {context->rope.shape[0], cfg->dim};
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor e, e0, x, c; /* c: the state of the VACE branch */
+    ipvg_dit_given given = {.config = cfg, .context = context};
+    ipvg_tensor e, x, c; /* c: the state of the VACE branch */
+    const int64_t references = (branch ? branch->reference_frames : 0) * (context->height / 2) * (context->width / 2);
     int needed = cfg->n_vace;
     ipvg_status status;
 
     IPVG_TRY(check_forward(ex, velocity, x_t, t, dit, text, context));
-    while (!ex->trace && needed && scale_of(branch, cfg, needed - 1) == 0.f)
-        needed--; /* hints after the last one used */
-    IPVG_TRY(ipvg_dit_time(ex, &e, &e0, t, dit));
+    if (branch) IPVG_TRY(check_branch(ex, branch, dit, context));
+    while (!ex->trace && needed && !hint_counts(branch, cfg, needed - 1)) needed--; /* hints after the last one used */
+    IPVG_TRY(ipvg_dit_time(ex, &e, &given.e0, t, dit));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, IPVG_F32, 2, shape));
     IPVG_TRY(embed(ex, &x, x_t, dit));
     if (needed) { /* c = before_proj(tokens) + x, with the x that no block has touched */
@@ -225,19 +263,18 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_te
     for (int i = 0, n = 0; i < cfg->layers; i++) {
         bool hinted = n < needed && cfg->vace_layers[n] == i;
         if (hinted) { /* also where the main block is skipped: it feeds the later ones */
-            const ipvg_dit_block *vace = &dit->blocks[cfg->layers + n];
-            ipvg_tensor k = ipvg_dit_text_part(text, cfg->layers + n, 0),
-                        v = ipvg_dit_text_part(text, cfg->layers + n, 1);
-            IPVG_TRY(ipvg_dit_block_forward(ex, &c, vace, &e0, &context->rope, &k, &v, cfg));
+            give(&given, branch, text, cfg->layers + n);
+            IPVG_TRY(ipvg_dit_block_forward(ex, &c, &dit->blocks[cfg->layers + n], &given));
             IPVG_TRY(ipvg_see(ex, &c, "vace%d_c", n));
         }
         if (run_of(branch, i) == IPVG_DIT_RUN) {
-            ipvg_tensor k = ipvg_dit_text_part(text, i, 0), v = ipvg_dit_text_part(text, i, 1);
-            IPVG_TRY(ipvg_dit_block_forward(ex, &x, &dit->blocks[i], &e0, &context->rope, &k, &v, cfg));
+            give(&given, branch, text, i);
+            IPVG_TRY(ipvg_dit_block_forward(ex, &x, &dit->blocks[i], &given));
         }
         if (hinted) {
-            float scale = scale_of(branch, cfg, n);
-            if (scale != 0.f || ex->trace) IPVG_TRY(add_hint(ex, &x, &c, &dit->blocks[cfg->layers + n], scale));
+            const float scale[] = {scale_of(branch, cfg, n, false), scale_of(branch, cfg, n, true)};
+            if (hint_counts(branch, cfg, n) || ex->trace)
+                IPVG_TRY(add_hint(ex, &x, &c, &dit->blocks[cfg->layers + n], scale, references));
             n++;
         }
         IPVG_TRY(ipvg_see(ex, &x, "block%d", i));

@@ -68,9 +68,27 @@ typedef enum ipvg_dit_run {
     IPVG_DIT_SKIP_KEEP_HINT, /* the block returns x + its hint * scale */
 } ipvg_dit_run;
 
+/* What becomes of a main block's self-attention. */
+typedef enum ipvg_dit_perturb {
+    IPVG_DIT_ATTEND = 0,
+    IPVG_DIT_IDENTITY, /* every token attends to itself alone, so that the output is V: STG-A, PAG */
+    IPVG_DIT_BLUR,     /* queries blurred over each frame after the rotary embedding, which blurs the logits: SEG */
+} ipvg_dit_perturb;
+
+/* Normalised attention guidance in every cross-attention, those of the VACE blocks too. */
+typedef struct ipvg_dit_nag {
+    const ipvg_dit_text *text; /* what to move away from; NULL: no such guidance */
+    float scale, tau, alpha;   /* see ipvg_nag */
+} ipvg_dit_nag;
+
 /* How one prediction differs from the plain one. All zero (or a NULL branch) is the plain one, and fields added later
  * keep that rule. */
 typedef struct ipvg_dit_branch {
+    const unsigned char *perturb; /* (layers) of ipvg_dit_perturb; NULL: all attend */
+    float blur;                   /* sigma of IPVG_DIT_BLUR in tokens, > 0; INFINITY: the mean of a frame */
+    ipvg_dit_nag nag;
+    int reference_frames;         /* the tokens of the first so many frames ... */
+    const float *reference_scale; /* ... get each hint with this scale (n_vace) instead; NULL: no difference */
     const unsigned char *run; /* (layers) of ipvg_dit_run; NULL: all run */
     const float *scale;       /* (n_vace) context scale of each hint; NULL: 1. What no main block takes, because of a
                                  scale of 0 or a skip, is not computed, unless a trace (ex->trace) looks */

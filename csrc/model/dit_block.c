@@ -83,55 +83,85 @@ static ipvg_tensor part(const ipvg_tensor *mod, int64_t r)
     return ipvg_tensor_of(row.data, IPVG_F32, mod->shape[1]);
 }
 
-/* x += gate * self_attention(h), h the modulated norm of x. h and q (L, D) are scratch. */
-static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *mod,
-                                  const ipvg_tensor *rope, const ipvg_dit_block *b, const ipvg_dit_config *c)
+/* h (L, D) = self_attention(h) before its last linear. q (L, D) is scratch. */
+static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const ipvg_dit_block *b,
+                          const ipvg_dit_given *given)
 {
     const ipvg_dit_attention *a = &b->self;
-    const ipvg_tensor shift = part(mod, 0), scale = part(mod, 1), gate = part(mod, 2);
+    const ipvg_dit_config *c = given->config;
+    const ipvg_tensor *rope = &given->context->rope;
     float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor k, v;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, IPVG_F32, 2, x->shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, IPVG_F32, 2, x->shape));
-    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, c->eps));
-    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn_in", b->kind, b->index));
+    if (given->perturb == IPVG_DIT_IDENTITY) {
+        IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->v, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_combine(ex, h, 1, (const ipvg_tensor *[]){q}, (const float[]){1.f}));
+        goto done;
+    }
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, IPVG_F32, 2, h->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, IPVG_F32, 2, h->shape));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_dit_linear_run(ex, &k, h, &a->k, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_dit_linear_run(ex, &v, h, &a->v, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm_rope(ex, q, q, &a->norm_q, rope, c->heads, c->eps));
     IPVG_TRY(ipvg_rms_norm_rope(ex, &k, &k, &a->norm_k, rope, c->heads, c->eps));
+    if (given->perturb == IPVG_DIT_BLUR)
+        IPVG_TRY(ipvg_blur_tokens(ex, q, q, given->context->height / 2, given->context->width / 2, given->blur));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_q", b->kind, b->index));
     IPVG_TRY(ipvg_see(ex, &k, "%s%d_k", b->kind, b->index));
     IPVG_TRY(ipvg_attention(ex, h, q, &k, &v, c->heads, qk_scale, NULL));
-    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn", b->kind, b->index));
-    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_see(ex, q, "%s%d_attn_out", b->kind, b->index));
-    IPVG_TRY(ipvg_gate_residual(ex, x, q, &gate));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 
+/* x += gate * self_attention(h), h the modulated norm of x. h and q (L, D) are scratch. */
+static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *mod,
+                                  const ipvg_dit_block *b, const ipvg_dit_given *given)
+{
+    const ipvg_tensor shift = part(mod, 0), scale = part(mod, 1), gate = part(mod, 2);
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, given->config->eps));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn_in", b->kind, b->index));
+    IPVG_TRY(attend(ex, h, q, b, given));
+    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn", b->kind, b->index));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &b->self.o, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_see(ex, q, "%s%d_attn_out", b->kind, b->index));
+    IPVG_TRY(ipvg_gate_residual(ex, x, q, &gate));
+done:
+    return status;
+}
+
 /* x += cross_attention(norm3(x)): no modulation, no gate. The text's keys are normed and ready. */
-static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *k,
-                                   const ipvg_tensor *v, const ipvg_dit_block *b, const ipvg_dit_config *c)
+static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q,
+                                   const ipvg_dit_block *b, const ipvg_dit_given *given)
 {
     const ipvg_dit_attention *a = &b->cross;
+    const ipvg_dit_config *c = given->config;
+    const ipvg_dit_nag *nag = given->nag;
     float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor away;
     ipvg_status status;
 
     IPVG_TRY(ipvg_layer_norm(ex, h, x, &b->norm3_w, &b->norm3_b, c->eps));
     IPVG_TRY(ipvg_see(ex, h, "%s%d_cross_in", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
-    IPVG_TRY(ipvg_attention(ex, h, q, k, v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_attention(ex, h, q, &given->k, &given->v, c->heads, qk_scale, NULL));
+    if (nag) {
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, IPVG_F32, 2, x->shape));
+        IPVG_TRY(ipvg_attention(ex, &away, q, &given->nag_k, &given->nag_v, c->heads, qk_scale, NULL));
+        IPVG_TRY(ipvg_nag(ex, h, h, &away, nag->scale, nag->tau, nag->alpha));
+    }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_cross_out", b->kind, b->index));
     IPVG_TRY(ipvg_gate_residual(ex, x, q, NULL));
 done:
+    ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 
@@ -162,21 +192,20 @@ done:
     return status;
 }
 
-ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block, const ipvg_tensor *e0,
-                                   const ipvg_tensor *rope, const ipvg_tensor *k, const ipvg_tensor *v,
-                                   const ipvg_dit_config *config)
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block,
+                                   const ipvg_dit_given *given)
 {
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor mod, h, q;
     ipvg_status status;
 
     IPVG_TRY(ipvg_check_cancel(ex->ctx));
-    IPVG_TRY(ipvg_dit_modulation(ex, &mod, &block->modulation, e0));
+    IPVG_TRY(ipvg_dit_modulation(ex, &mod, &block->modulation, &given->e0));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, IPVG_F32, 2, x->shape));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, IPVG_F32, 2, x->shape));
-    IPVG_TRY(self_attention(ex, x, &h, &q, &mod, rope, block, config));
-    IPVG_TRY(cross_attention(ex, x, &h, &q, k, v, block, config));
-    IPVG_TRY(feed_forward(ex, x, &h, &q, &mod, block, config));
+    IPVG_TRY(self_attention(ex, x, &h, &q, &mod, block, given));
+    IPVG_TRY(cross_attention(ex, x, &h, &q, block, given));
+    IPVG_TRY(feed_forward(ex, x, &h, &q, &mod, block, given->config));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;

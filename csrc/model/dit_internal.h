@@ -56,10 +56,21 @@ struct ipvg_dit_context {
 ipvg_status ipvg_dit_block_take(ipvg_context *ctx, ipvg_dit_block *block, ipvg_weights *weights,
                                 const ipvg_dit_config *config, const char *prefix);
 
-/* x (L, D) becomes block(x). e0 (6, D): time modulation; rope (L, d/2, 2); k, v (text_len, D): of the text. */
-ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block, const ipvg_tensor *e0,
-                                   const ipvg_tensor *rope, const ipvg_tensor *k, const ipvg_tensor *v,
-                                   const ipvg_dit_config *config);
+/* What a block is given besides x (L, D): the same in all blocks of a forward but for the text's keys and values. */
+typedef struct ipvg_dit_given {
+    const ipvg_dit_config *config;
+    const ipvg_dit_context *context; /* rope, rows and columns */
+    ipvg_tensor e0;                  /* (6, D): time modulation */
+    ipvg_tensor k, v;                /* (text_len, D): of the text */
+    const ipvg_dit_nag *nag;         /* NULL: none */
+    ipvg_tensor nag_k, nag_v;        /* (text_len, D): of its text */
+    ipvg_dit_perturb perturb;
+    float blur;
+} ipvg_dit_given;
+
+/* x (L, D) becomes block(x). */
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block,
+                                   const ipvg_dit_given *given);
 
 /* out (rows, D) float32 in the arena = modulation (rows, D), any dtype, + e: (rows, D), or (1, D) added to every row. */
 ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *modulation, const ipvg_tensor *e);

@@ -63,6 +63,12 @@ struct ipvg_backend {
     ipvg_status (*gated_gelu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
     ipvg_status (*silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
     ipvg_status (*combine)(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+    ipvg_status (*multiply)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
+    ipvg_status (*gram)(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
+    ipvg_status (*blur_tokens)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
+                               float sigma);
+    ipvg_status (*nag)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale,
+                       float tau, float alpha);
     ipvg_status (*gather_rows)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
     ipvg_status (*patchify)(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
     ipvg_status (*unpatchify)(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);

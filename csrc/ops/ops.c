@@ -144,6 +144,49 @@ ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor
     return ex->be->combine(ex, y, n, x, weight);
 }
 
+/* ---- guidance ---- */
+
+ipvg_status ipvg_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f)
+{
+    NEED(same_shape(x, y) && contiguous(x) && contiguous(y), "multiply", "x", x, "the shape of y, contiguous");
+    NEED(same_shape(f, y) && contiguous(f), "multiply", "f", f, "the shape of y, contiguous");
+    NEED_OP(multiply, "multiply");
+    return ex->be->multiply(ex, y, x, f);
+}
+
+ipvg_status ipvg_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x)
+{
+    if (n < 1 || n > IPVG_GRAM_MAX)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "gram: 1 to %d tensors, got %d", IPVG_GRAM_MAX, n);
+    for (int i = 0; i < n; i++)
+        NEED(same_shape(x[i], x[0]) && contiguous(x[i]), "gram", "a tensor", x[i], "the shape of the first, contiguous");
+    NEED_OP(gram, "gram");
+    return ex->be->gram(ex, gram, sum, n, x);
+}
+
+ipvg_status ipvg_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
+                             float sigma)
+{
+    NEED(x->ndim == 2 && rows > 0 && cols > 0 && x->shape[0] % (rows * cols) == 0, "blur_tokens", "x", x,
+         "(frames * rows * cols, D)");
+    NEED(same_shape(y, x), "blur_tokens", "y", y, "the shape of x");
+    if (!(sigma > 0)) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "blur_tokens: sigma must be above 0, got %g", sigma);
+    NEED_OP(blur_tokens, "blur_tokens");
+    return ex->be->blur_tokens(ex, y, x, rows, cols, sigma);
+}
+
+ipvg_status ipvg_nag(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale, float tau,
+                     float alpha)
+{
+    NEED(p->ndim == 2, "nag", "p", p, "(L, D)");
+    NEED(same_shape(n, p), "nag", "n", n, "the shape of p");
+    NEED(same_shape(y, p), "nag", "y", y, "the shape of p");
+    NEED_OP(nag, "nag");
+    return ex->be->nag(ex, y, p, n, scale, tau, alpha);
+}
+
+/* ---- rows, patches ---- */
+
 ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids)
 {
     NEED(table->ndim == 2, "gather_rows", "table", table, "(rows, D)");

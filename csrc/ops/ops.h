@@ -41,6 +41,20 @@ ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 /* y = sum_i weight[i] x[i], float32, added from the left, 1 <= n <= 16; y may be one of x. Guidance and solvers are
  * this one operation. A weight of 0 drops its term (0 * inf must not make a NaN). */
 ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+/* y = x * f, element by element, float32, any shape, contiguous. In place allowed. */
+ipvg_status ipvg_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
+/* gram (n, n) = the inner products of x[0..n-1], sum (n) or NULL = the sum of each; on the host, added in double in one
+ * order whatever the number of threads. All x float32 of one shape, contiguous; 1 <= n <= IPVG_GRAM_MAX. */
+#define IPVG_GRAM_MAX 4
+ipvg_status ipvg_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
+/* y (F * rows * cols, D) = each frame of x blurred over its rows and columns: Gaussian of `sigma` tokens (> 0), cut at 3
+ * sigma, borders mirrored without repeating the edge; sigma INFINITY: the mean of the frame. In place allowed. */
+ipvg_status ipvg_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
+                             float sigma);
+/* Normalised attention guidance: g = scale p - (scale - 1) n by rows (L, D); where |g|_1 > tau |p|_1, g is shrunk to that;
+ * y = alpha g + (1 - alpha) p. y may be p. */
+ipvg_status ipvg_nag(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale, float tau,
+                     float alpha);
 /* y (L, D) = table[ids (L) int32], widened to float32; an id outside the table is IPVG_E_ARGUMENT. */
 ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
 /* tokens (F*(h/2)*(w/2), C*4) from latent (C, F, h, w): token order frame, row, column; columns ordered (C, 2, 2), as the

@@ -1,6 +1,7 @@
 /* _core.Dit, DitText, DitContext: the diffusion transformer from Python. */
 #include "dit.h"
 
+#include "branch.h"
 #include "weights.h"
 
 PyTypeObject *ipvg_py_dit_type, *ipvg_py_dit_text_type, *ipvg_py_dit_context_type;
@@ -103,50 +104,6 @@ done:
 
 /* ==== forward ==== */
 
-/* skip: an iterable of block numbers -> run[]. */
-static int parse_skip(PyObject *skip, int keep_hint, const ipvg_dit_config *c, unsigned char *run)
-{
-    memset(run, IPVG_DIT_RUN, (size_t)c->layers);
-    if (!skip || skip == Py_None) return 1;
-    PyObject *fast = PySequence_Fast(skip, "skip: expected a sequence of block numbers");
-    for (Py_ssize_t i = 0; fast && i < PySequence_Fast_GET_SIZE(fast); i++) {
-        int64_t block;
-        if (ipvg_py_int(PySequence_Fast_GET_ITEM(fast, i), "skip: block", 0, c->layers - 1, &block))
-            run[block] = keep_hint ? IPVG_DIT_SKIP_KEEP_HINT : IPVG_DIT_SKIP;
-        else
-            Py_CLEAR(fast);
-    }
-    Py_XDECREF(fast);
-    return fast != NULL;
-}
-
-/* scale: a number, or one a VACE layer -> out[]. */
-static int parse_scale(PyObject *scale, const ipvg_dit_config *c, float *out)
-{
-    PyObject *fast = NULL;
-    int ok = 0;
-
-    if (scale && PySequence_Check(scale) && !(PyArray_Check(scale) && PyArray_NDIM((PyArrayObject *)scale) == 0)) {
-        fast = PySequence_Fast(scale, "scale: expected a number, or a sequence of one for each VACE layer");
-        if (!fast) return 0;
-        if (PySequence_Fast_GET_SIZE(fast) != c->n_vace) {
-            PyErr_Format(PyExc_ValueError, "scale: %zd numbers for %d VACE layers", PySequence_Fast_GET_SIZE(fast),
-                         c->n_vace);
-            goto done;
-        }
-    }
-    for (int n = 0; n < c->n_vace; n++) {
-        double x = 1.0;
-        PyObject *one = fast ? PySequence_Fast_GET_ITEM(fast, n) : scale;
-        if (one && !ipvg_py_number(one, "scale", -1e6, 1e6, &x)) goto done;
-        out[n] = (float)x;
-    }
-    ok = 1;
-done:
-    Py_XDECREF(fast);
-    return ok;
-}
-
 /* The array to write to: `out` if given (float32, C order, of that shape, writable), else a new one. New reference. */
 static PyArrayObject *output(PyObject *out, const int64_t *shape)
 {
@@ -163,25 +120,24 @@ static PyArrayObject *output(PyObject *out, const int64_t *shape)
 
 static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
 {
-    static char *names[] = {"x", "t", "text", "context", "skip", "keep_hint", "scale", "out", "trace", NULL};
+    static char *names[] = {"x", "t", "text", "context", IPVG_PY_BRANCH_NAMES, "out", "trace", NULL};
     ipvg_py_dit *self = (ipvg_py_dit *)obj;
     const ipvg_dit_config *c = ipvg_dit_get_config(self->dit);
-    PyObject *given, *text_obj, *context_obj, *skip = NULL, *scale = NULL, *out = NULL, *trace = NULL;
-    unsigned char run_of[IPVG_DIT_MAX_LAYERS];
-    float scales[IPVG_DIT_MAX_LAYERS];
-    ipvg_dit_branch branch = {.run = run_of, .scale = scales};
+    PyObject *given, *text_obj, *context_obj, *out = NULL, *trace = NULL;
+    ipvg_py_branch_options options = {0};
+    ipvg_py_branch branch;
     PyArrayObject *x = NULL, *velocity = NULL;
     ipvg_py_trace tracing;
     ipvg_py_run run;
-    int keep_hint = 0, frames, height, width;
+    int frames, height, width;
     PyObject *timestep;
     double t;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO!O!|$OpOOO:forward", names, &given, &timestep,
-                                     ipvg_py_dit_text_type, &text_obj, ipvg_py_dit_context_type, &context_obj, &skip,
-                                     &keep_hint, &scale, &out, &trace) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO!O!|$" IPVG_PY_BRANCH_FORMAT "OO:forward", names, &given,
+                                     &timestep, ipvg_py_dit_text_type, &text_obj, ipvg_py_dit_context_type,
+                                     &context_obj, IPVG_PY_BRANCH_ADDRESSES(&options), &out, &trace) ||
         !ipvg_py_number(timestep, "t", 0, 1000, &t) || !ipvg_py_trace_check(trace) ||
-        !parse_skip(skip, keep_hint, c, run_of) || !parse_scale(scale, c, scales))
+        !ipvg_py_branch_read(&branch, &options, self))
         return NULL;
     ipvg_dit_text *text = ((ipvg_py_dit_text *)text_obj)->text;
     ipvg_dit_context *context = ((ipvg_py_dit_context *)context_obj)->context;
@@ -195,9 +151,9 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_exec *ex = &self->device->ex;
     ipvg_tensor x_view = ipvg_py_view(x), v_view = ipvg_py_view(velocity);
     ipvg_arena_plan(ex->arena);
-    ipvg_status status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch);
+    ipvg_status status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
-    if (status == IPVG_OK) status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch);
+    if (status == IPVG_OK) status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
     if (!ipvg_py_leave(&run, status)) goto fail;
     Py_DECREF(x);
     return (PyObject *)velocity;
@@ -314,11 +270,15 @@ static PyMethodDef dit_methods[] = {
      "F,\n"
      "h, w). Raises TypeError, ValueError."},
     {"forward", (PyCFunction)(void (*)(void))dit_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward(x, t, text, context, *, skip=(), keep_hint=False, scale=1.0, out=None, trace=None) -> velocity\n\n"
+     "forward(x, t, text, context, *, skip=(), keep_hint=False, scale=1.0, reference_scale=None, reference_frames=0,\n"
+     "        identity=(), blur=None, nag=None, out=None, trace=None) -> velocity\n\n"
      "The velocity (out_dim, F, h, w) float32 of the latent x (in_dim, F, h, w) at timestep t in [0, 1000] (sigma "
      "times\n"
      "1000, not sigma). skip: main blocks that return their input; their VACE hint is dropped too, unless keep_hint.\n"
-     "scale: what hints count for, a number or one for each VACE layer. out: where to write (may be x).\n"
+     "scale: what hints count for, a number or one for each VACE layer; reference_scale: the same for the tokens of\n"
+     "the first reference_frames frames. identity: main blocks whose self-attention gives V (STG-A, PAG). blur:\n"
+     "(blocks, sigma): queries blurred over each frame, sigma in tokens or inf (SEG). nag: (text, scale, tau, alpha):\n"
+     "normalised attention guidance away from that text in every cross-attention. out: where to write (may be x).\n"
      "trace: a callable(name, array) that sees copies of the intermediates; it must not use this device.\n"
      "Source: VaceWanModel.forward of Wan2.1-VACE; skip: IPT2V (TPIGE). Raises TypeError, ValueError, MemoryError,\n"
      "ipvg.Cancelled, KeyboardInterrupt."},

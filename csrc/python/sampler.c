@@ -1,6 +1,6 @@
 /* _core.Sampler: csrc/sample/sampler.h on Python objects. ipvg/sampler.py makes it pleasant. */
 #include "../sample/sampler.h"
-#include "dit.h"
+#include "branch.h"
 #include "schedule.h"
 
 typedef struct sampler_object {
@@ -14,74 +14,88 @@ typedef struct sampler_object {
 
 /* ---- making one ---- */
 
-/* One entry of `branches`: (text, context, skip_blocks, keep_hint, context_scale). */
-static int parse_branch(PyObject *entry, PyObject *model, const ipvg_dit_config *config, ipvg_sampler_branch *out,
-                        unsigned char *run, float *scale)
+/* One entry of `branches`: (text, context, options as of Dit.forward, field, 1 + its twin or 0). */
+static int parse_branch(PyObject *entry, ipvg_py_dit *model, ipvg_sampler_branch *out, ipvg_py_branch *how)
 {
-    PyObject *text, *context, *skip;
-    int keep_hint;
-    float factor;
+    static char *names[] = {IPVG_PY_BRANCH_NAMES, NULL};
+    PyObject *text, *context, *dict;
+    ipvg_py_branch_options options = {0};
+    int field, twin;
     if (!PyTuple_Check(entry)) return PyErr_SetString(PyExc_TypeError, "branches: expected a list of tuples"), 0;
-    if (!PyArg_ParseTuple(entry, "O!O!O!pf:branch", ipvg_py_dit_text_type, &text, ipvg_py_dit_context_type, &context,
-                          &PyTuple_Type, &skip, &keep_hint, &factor))
+    if (!PyArg_ParseTuple(entry, "O!O!O!pi:branch", ipvg_py_dit_text_type, &text, ipvg_py_dit_context_type, &context,
+                          &PyDict_Type, &dict, &field, &twin))
         return 0;
-    if ((PyObject *)((ipvg_py_dit_text *)text)->model != model ||
-        (PyObject *)((ipvg_py_dit_context *)context)->model != model) {
+    if (((ipvg_py_dit_text *)text)->model != model || ((ipvg_py_dit_context *)context)->model != model) {
         PyErr_SetString(PyExc_ValueError, "branch: its text or context was made for another model");
         return 0;
     }
-    memset(run, IPVG_DIT_RUN, (size_t)config->layers);
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(skip); i++) {
-        long block = PyLong_AsLong(PyTuple_GET_ITEM(skip, i));
-        if (block == -1 && PyErr_Occurred()) return 0;
-        if (block < 0 || block >= config->layers) {
-            PyErr_Format(PyExc_ValueError, "skip_blocks: block %ld of a model whose blocks are 0 to %d", block,
-                         config->layers - 1);
-            return 0;
-        }
-        run[block] = keep_hint ? IPVG_DIT_SKIP_KEEP_HINT : IPVG_DIT_SKIP;
-    }
-    for (int n = 0; n < config->n_vace; n++) scale[n] = factor;
+    PyObject *none = PyTuple_New(0);
+    int ok = none &&
+             PyArg_ParseTupleAndKeywords(none, dict, "|$" IPVG_PY_BRANCH_FORMAT ":branch", names,
+                                         IPVG_PY_BRANCH_ADDRESSES(&options)) &&
+             ipvg_py_branch_read(how, &options, model);
+    Py_XDECREF(none);
     *out = (ipvg_sampler_branch){.text = ((ipvg_py_dit_text *)text)->text,
                                  .context = ((ipvg_py_dit_context *)context)->context,
-                                 .how = {.run = run, .scale = scale}};
+                                 .how = how->how,
+                                 .field = field,
+                                 .twin = twin};
+    return ok;
+}
+
+/* One entry of `operations`: (kind, cond, uncond or -1, x0, three numbers that the kind asks for). */
+static int parse_operation(PyObject *entry, ipvg_guidance_operation *out)
+{
+    static const char *const kinds[] = {"optimal_scale", "apg", "tcfg", "rescale"}; /* in the order of the enum */
+    const char *kind;
+    int x0, k = 0;
+    double a, b, c;
+    if (!PyTuple_Check(entry)) return PyErr_SetString(PyExc_TypeError, "operations: expected a list of tuples"), 0;
+    if (!PyArg_ParseTuple(entry, "siipddd:operation", &kind, &out->cond, &out->uncond, &x0, &a, &b, &c)) return 0;
+    while (k < 4 && strcmp(kind, kinds[k])) k++;
+    if (k == 4) return PyErr_Format(PyExc_ValueError, "operation: '%s' is unknown", kind), 0;
+    out->kind = (ipvg_guidance_kind)k;
+    out->x0 = x0;
+    out->momentum = a, out->norm = b, out->eta = c;
+    out->phi = a;
     return 1;
 }
 
 static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"model", "schedule", "branches", "weights", "noise", NULL};
-    PyObject *model, *schedule, *list, *weights_obj, *noise_obj, *branches = NULL;
+    static char *keys[] = {"model", "schedule", "branches", "weights", "noise", "operations", NULL};
+    PyObject *model, *schedule, *list, *weights_obj, *noise_obj, *op_list = NULL, *branches = NULL, *ops = NULL;
     PyArrayObject *weights = NULL, *noise = NULL;
     sampler_object *self = NULL;
-    unsigned char *run = NULL;
-    float *scale = NULL;
+    ipvg_py_branch *how = NULL;
     int ok = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOO:Sampler", keys, ipvg_py_dit_type, &model,
-                                     ipvg_py_schedule_type, &schedule, &list, &weights_obj, &noise_obj))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOO|O:Sampler", keys, ipvg_py_dit_type, &model,
+                                     ipvg_py_schedule_type, &schedule, &list, &weights_obj, &noise_obj, &op_list))
         return NULL;
     const ipvg_dit *dit = ((ipvg_py_dit *)model)->dit;
     const ipvg_dit_config *config = ipvg_dit_get_config(dit);
     const ipvg_schedule *s = ((ipvg_py_schedule *)schedule)->schedule;
     ipvg_sampler_branch branch[IPVG_SAMPLER_BRANCHES];
+    ipvg_guidance_operation op[IPVG_GUIDANCE_OPERATIONS];
 
     branches = PySequence_Tuple(list);
-    if (!branches) goto done;
-    Py_ssize_t count = PyTuple_GET_SIZE(branches);
-    if (count < 1 || count > IPVG_SAMPLER_BRANCHES) {
-        PyErr_Format(PyExc_ValueError, "branches: expected 1 to %d, got %zd", IPVG_SAMPLER_BRANCHES, count);
+    ops = op_list ? PySequence_Tuple(op_list) : PyTuple_New(0);
+    if (!branches || !ops) goto done;
+    Py_ssize_t count = PyTuple_GET_SIZE(branches), op_count = PyTuple_GET_SIZE(ops);
+    if (count < 1 || count > IPVG_SAMPLER_BRANCHES || op_count > IPVG_GUIDANCE_OPERATIONS) {
+        PyErr_Format(PyExc_ValueError, "expected 1 to %d branches and up to %d operations, got %zd and %zd",
+                     IPVG_SAMPLER_BRANCHES, IPVG_GUIDANCE_OPERATIONS, count, op_count);
         goto done;
     }
-    run = PyMem_Calloc((size_t)count, (size_t)config->layers);
-    scale = PyMem_Calloc((size_t)count * (size_t)config->n_vace + 1, sizeof *scale);
-    if (!run || !scale) {
+    how = PyMem_Calloc((size_t)count, sizeof *how);
+    if (!how) {
         PyErr_NoMemory();
         goto done;
     }
     for (Py_ssize_t b = 0; b < count; b++)
-        if (!parse_branch(PyTuple_GET_ITEM(branches, b), model, config, &branch[b], run + b * config->layers,
-                          scale + b * config->n_vace))
-            goto done;
+        if (!parse_branch(PyTuple_GET_ITEM(branches, b), (ipvg_py_dit *)model, &branch[b], &how[b])) goto done;
+    for (Py_ssize_t i = 0; i < op_count; i++)
+        if (!parse_operation(PyTuple_GET_ITEM(ops, i), &op[i])) goto done;
     weights = ipvg_py_float_array(weights_obj, "weights", 2, (int64_t[]){s->steps, count});
     if (!weights) goto done;
     int f, h, w;
@@ -90,19 +104,19 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self = noise ? (sampler_object *)type->tp_alloc(type, 0) : NULL;
     if (!self) goto done;
     self->dev = (ipvg_py_device *)Py_NewRef(((ipvg_py_dit *)model)->device);
-    self->keep = PyTuple_Pack(3, model, schedule, branches);
+    self->keep = PyTuple_Pack(3, model, schedule, branches); /* the options hold the texts of NAG */
     if (!self->keep) goto done;
 
     ipvg_py_run call;
     ipvg_py_enter(self->dev, &call);
-    ipvg_status status =
-        ipvg_sampler_new(&self->dev->ex, &self->sampler, dit, s, (int)count, branch, PyArray_DATA(weights));
+    ipvg_status status = ipvg_sampler_new(&self->dev->ex, &self->sampler, dit, s, (int)count, branch,
+                                          PyArray_DATA(weights), (int)op_count, op);
     if (status == IPVG_OK) status = ipvg_sampler_set(&self->dev->ex, self->sampler, PyArray_DATA(noise));
     ok = ipvg_py_leave(&call, status);
 done:
-    PyMem_Free(run);
-    PyMem_Free(scale);
+    PyMem_Free(how);
     Py_XDECREF(branches);
+    Py_XDECREF(ops);
     Py_XDECREF(weights);
     Py_XDECREF(noise);
     if (!ok) Py_CLEAR(self);
@@ -128,22 +142,40 @@ static int take(sampler_object *self)
     return self->busy = 1;
 }
 
-static PyObject *sampler_step(PyObject *obj, PyObject *unused)
+typedef ipvg_status (*part)(ipvg_exec *, ipvg_sampler *);
+
+static PyObject *run_part(PyObject *obj, part run)
 {
-    (void)unused;
     sampler_object *self = (sampler_object *)obj;
     if (!take(self)) return NULL;
     ipvg_py_run call;
     ipvg_py_enter(self->dev, &call);
     atomic_store(&self->running, 1); /* before the look at `cancel`, which sampler_cancel sets before it looks here */
     if (atomic_load(&self->cancel)) atomic_store(&self->dev->ctx.cancel, 1);
-    ipvg_status status = ipvg_sampler_step(&self->dev->ex, self->sampler);
+    ipvg_status status = run(&self->dev->ex, self->sampler);
     atomic_store(&self->running, 0);
     if (status == IPVG_E_CANCELLED) atomic_store(&self->cancel, 0);
     int ok = ipvg_py_leave(&call, status);
     self->busy = 0;
     if (!ok) return NULL;
     Py_RETURN_NONE;
+}
+
+static PyObject *sampler_step(PyObject *obj, PyObject *unused) { return (void)unused, run_part(obj, ipvg_sampler_step); }
+
+static PyObject *sampler_predict(PyObject *obj, PyObject *unused)
+{
+    return (void)unused, run_part(obj, ipvg_sampler_predict);
+}
+
+static PyObject *sampler_combine(PyObject *obj, PyObject *unused)
+{
+    return (void)unused, run_part(obj, ipvg_sampler_combine);
+}
+
+static PyObject *sampler_advance(PyObject *obj, PyObject *unused)
+{
+    return (void)unused, run_part(obj, ipvg_sampler_advance);
 }
 
 /* Not Device.cancel: while this sampler waits for the device, the call that holds it is somebody else's. */
@@ -156,20 +188,107 @@ static PyObject *sampler_cancel(PyObject *obj, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *sampler_set(PyObject *obj, PyObject *arg)
+/* ---- changes ---- */
+
+/* Writes a latent-sized array to a tensor of the run. */
+static int write_tensor(sampler_object *self, ipvg_tensor *to, PyObject *value, const char *what)
 {
-    sampler_object *self = (sampler_object *)obj;
-    PyArrayObject *x = ipvg_py_float_array(arg, "latent", 4, self->sampler->state.x.shape);
+    PyArrayObject *x = ipvg_py_float_array(value, what, 4, self->sampler->state.x.shape);
     if (!x || !take(self)) {
         Py_XDECREF(x);
-        return NULL;
+        return 0;
     }
     ipvg_py_run call;
     ipvg_py_enter(self->dev, &call);
-    int ok = ipvg_py_leave(&call, ipvg_sampler_set(&self->dev->ex, self->sampler, PyArray_DATA(x)));
+    int ok = ipvg_py_leave(&call, self->dev->be->copy_in(&self->dev->ex, to, PyArray_DATA(x)));
     self->busy = 0;
     Py_DECREF(x);
-    if (!ok) return NULL;
+    return ok;
+}
+
+static PyObject *sampler_set(PyObject *obj, PyObject *arg)
+{
+    sampler_object *self = (sampler_object *)obj;
+    if (!write_tensor(self, &self->sampler->state.x, arg, "latent")) return NULL;
+    Py_RETURN_NONE;
+}
+
+static int branch_of(const ipvg_sampler *s, int b)
+{
+    if (b >= 0 && b < s->count) return 1;
+    return PyErr_Format(PyExc_IndexError, "branch %d of %d", b, s->count), 0;
+}
+
+static PyObject *sampler_set_velocity(PyObject *obj, PyObject *args)
+{
+    sampler_object *self = (sampler_object *)obj;
+    PyObject *value;
+    int b;
+    if (!PyArg_ParseTuple(args, "iO:set_velocity", &b, &value)) return NULL;
+    if (b != -1 && !branch_of(self->sampler, b)) return NULL;
+    ipvg_tensor *to = b == -1 ? &self->sampler->combined : &self->sampler->velocity[b];
+    if (!write_tensor(self, to, value, "velocity")) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *sampler_set_field(PyObject *obj, PyObject *args)
+{
+    sampler_object *self = (sampler_object *)obj;
+    PyObject *value;
+    int b;
+    if (!PyArg_ParseTuple(args, "iO:set_field", &b, &value) || !branch_of(self->sampler, b)) return NULL;
+    if (!self->sampler->branch[b].field) return PyErr_Format(PyExc_ValueError, "branch %d has no field", b);
+    if (!write_tensor(self, &self->sampler->field[b], value, "weight")) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *sampler_set_scale(PyObject *obj, PyObject *args)
+{
+    sampler_object *self = (sampler_object *)obj;
+    const ipvg_dit_config *c = ipvg_dit_get_config(self->sampler->dit);
+    float scale[IPVG_DIT_MAX_LAYERS], reference[IPVG_DIT_MAX_LAYERS];
+    PyObject *a, *r = Py_None;
+    int b;
+    if (!PyArg_ParseTuple(args, "iO|O:set_scale", &b, &a, &r) || !branch_of(self->sampler, b)) return NULL;
+    if (!ipvg_py_scale_read(scale, a, c) || (r != Py_None && !ipvg_py_scale_read(reference, r, c))) return NULL;
+    if (!take(self)) return NULL;
+    ipvg_sampler_set_scale(self->sampler, b, scale, r == Py_None ? NULL : reference);
+    self->busy = 0;
+    Py_RETURN_NONE;
+}
+
+/* ---- what a run goes on from ---- */
+
+static PyObject *sampler_state(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    sampler_object *self = (sampler_object *)obj;
+    PyObject *list = PyList_New(0);
+    ipvg_tensor *t;
+    for (int i = 0; list && (t = ipvg_sampler_state(self->sampler, i)); i++) {
+        PyObject *view = ipvg_py_borrow(obj, t);
+        if (!view || PyList_Append(list, view)) Py_CLEAR(list);
+        Py_XDECREF(view);
+    }
+    return list;
+}
+
+static PyObject *sampler_load(PyObject *obj, PyObject *args)
+{
+    sampler_object *self = (sampler_object *)obj;
+    ipvg_sampler *s = self->sampler;
+    long long forwards;
+    PyObject *list;
+    int index, count = 0;
+    if (!PyArg_ParseTuple(args, "iLO!:load", &index, &forwards, &PyList_Type, &list)) return NULL;
+    while (ipvg_sampler_state(s, count)) count++;
+    if (index < 0 || index > s->schedule->steps || PyList_GET_SIZE(list) != count)
+        return PyErr_Format(PyExc_ValueError, "load: expected a step up to %d and %d tensors", s->schedule->steps, count);
+    for (int i = 0; i < count; i++)
+        if (!write_tensor(self, ipvg_sampler_state(s, i), PyList_GET_ITEM(list, i), "state")) return NULL;
+    s->state.step = index;
+    s->forwards = forwards;
+    s->seen = -1;
     Py_RETURN_NONE;
 }
 
@@ -181,16 +300,24 @@ static PyObject *sampler_velocity(PyObject *obj, PyObject *arg)
     long b = PyLong_AsLong(arg);
     if (b == -1 && PyErr_Occurred()) return NULL;
     if (b < 0 || b >= s->count) return PyErr_Format(PyExc_IndexError, "branch %ld of %d", b, s->count);
-    int k = s->state.step - 1;
-    if (k < 0 || s->weight[(size_t)k * (size_t)s->count + (size_t)b] == 0) Py_RETURN_NONE;
+    if (s->seen < 0 || !ipvg_sampler_needs(s, s->seen, (int)b)) Py_RETURN_NONE;
     return ipvg_py_borrow(obj, &s->velocity[b]);
+}
+
+static PyObject *sampler_needs(PyObject *obj, PyObject *args)
+{
+    const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
+    int k, b;
+    if (!PyArg_ParseTuple(args, "ii:needs", &k, &b) || !branch_of(s, b)) return NULL;
+    if (k < 0 || k >= s->schedule->steps) return PyErr_Format(PyExc_IndexError, "step %d of %d", k, s->schedule->steps);
+    return PyBool_FromLong(ipvg_sampler_needs(s, k, b));
 }
 
 static PyObject *sampler_combined(PyObject *obj, void *unused)
 {
     (void)unused;
     const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
-    if (s->state.step == 0) Py_RETURN_NONE;
+    if (s->seen < 0) Py_RETURN_NONE;
     return ipvg_py_borrow(obj, &s->combined);
 }
 
@@ -198,7 +325,7 @@ static PyObject *sampler_x0(PyObject *obj, void *unused)
 {
     (void)unused;
     const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
-    if (s->state.step == 0) Py_RETURN_NONE;
+    if (s->state.step == s->schedule->config.start) Py_RETURN_NONE;
     return ipvg_py_borrow(obj, ipvg_schedule_x0(&s->state));
 }
 
@@ -240,9 +367,22 @@ static PyObject *sampler_busy(PyObject *obj, void *unused)
 
 static PyMethodDef methods[] = {
     {"step", sampler_step, METH_NOARGS, "step()\n\nOne denoising step; on failure the run stays where it was."},
+    {"predict", sampler_predict, METH_NOARGS, "predict()\n\nThe first part of a step: the forwards."},
+    {"combine", sampler_combine, METH_NOARGS, "combine()\n\nThe second part: `combined`, from the velocities."},
+    {"advance", sampler_advance, METH_NOARGS, "advance()\n\nThe third part: the solver, from `combined`."},
     {"cancel", sampler_cancel, METH_NOARGS, "cancel()\n\nThe step that runs, or else the next one, raises Cancelled."},
     {"set_latent", sampler_set, METH_O, "set_latent(x)\n\nReplaces the sample that the model sees next."},
-    {"velocity", sampler_velocity, METH_O, "velocity(branch) -> view of the last step's, None where its weight was 0"},
+    {"set_velocity", sampler_set_velocity, METH_VARARGS,
+     "set_velocity(branch, v)\n\nReplaces a prediction before combine(), or with branch -1 the combined one before\n"
+     "advance()."},
+    {"set_field", sampler_set_field, METH_VARARGS,
+     "set_field(branch, weights)\n\nThe weight of each element of a branch that has a field, from now on."},
+    {"set_scale", sampler_set_scale, METH_VARARGS,
+     "set_scale(branch, scale, reference_scale=None)\n\nThe context scales of a branch from now on."},
+    {"state", sampler_state, METH_NOARGS, "state() -> views of the tensors that the run goes on from"},
+    {"load", sampler_load, METH_VARARGS, "load(index, forwards, state)\n\nGoes on from there: the inverse of state()."},
+    {"needs", sampler_needs, METH_VARARGS, "needs(step, branch) -> is it predicted there?"},
+    {"velocity", sampler_velocity, METH_O, "velocity(branch) -> view of this step's prediction, None where it has none"},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef getset[] = {
@@ -259,8 +399,8 @@ static PyGetSetDef getset[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     "Sampler(model, schedule, branches, weights, noise)\n\nbranches: tuples (text, context, skip_blocks, "
-     "keep_hint, context_scale); weights: (steps, branches)."},
+     "Sampler(model, schedule, branches, weights, noise, operations=())\n\nbranches: tuples (text, context, options of "
+     "Dit.forward, has a field, 1 + the branch that is given the same or 0); weights: (steps, branches); operations: tuples (kind, cond, uncond, x0, a, b, c)."},
     {Py_tp_new, sampler_new},
     {Py_tp_dealloc, sampler_dealloc},
     {Py_tp_methods, methods},

@@ -30,13 +30,13 @@ static int choice(const char *what, const char *name, const char *const *names, 
 
 static PyObject *schedule_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"solver", "steps", "shift", "convention", NULL};
+    static char *keys[] = {"solver", "steps", "shift", "convention", "start", NULL};
     static const char *const solvers[] = {"unipc", "dpmpp", "euler"}; /* in the order of the enums */
     static const char *const conventions[] = {"official", "diffusers"};
     const char *solver, *convention = "official";
-    ipvg_schedule_config config;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sid|s:Schedule", keys, &solver, &config.steps, &config.shift,
-                                     &convention))
+    ipvg_schedule_config config = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sid|si:Schedule", keys, &solver, &config.steps, &config.shift,
+                                     &convention, &config.start))
         return NULL;
     int s = choice("solver", solver, solvers, 3),
         c = s < 0 ? -1 : choice("sigma convention", convention, conventions, 2);
@@ -88,7 +88,7 @@ static PyGetSetDef schedule_getset[] = {
 
 static PyType_Slot schedule_slots[] = {
     {Py_tp_doc,
-     "Schedule(solver, steps, shift, convention='official')\n\nThe sigmas of a run and the weights of its "
+     "Schedule(solver, steps, shift, convention='official', start=0)\n\nThe sigmas of a run and the weights of its "
      "solver. solver: 'unipc', 'dpmpp' or 'euler'; convention: 'official' or 'diffusers'."},
     {Py_tp_new, schedule_new},
     {Py_tp_dealloc, schedule_dealloc},
@@ -137,6 +137,7 @@ static PyObject *solver_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         m->alloc(m, &self->dev->ctx, &self->memory, ipvg_schedule_state_bytes(ipvg_tensor_count(&from)));
     if (status == IPVG_OK) {
         self->state = ipvg_schedule_state_at(self->memory, from.ndim, from.shape);
+        self->state.step = self->schedule->schedule->config.start;
         status = self->dev->be->copy_in(&self->dev->ex, &self->state.x, from.data);
     }
     int ok = ipvg_py_leave(&run, status);
@@ -186,7 +187,7 @@ static PyObject *solver_x0(PyObject *obj, void *unused)
 {
     (void)unused;
     const ipvg_schedule_state *state = &((solver_object *)obj)->state;
-    if (state->step == 0) Py_RETURN_NONE;
+    if (state->step == ((solver_object *)obj)->schedule->schedule->config.start) Py_RETURN_NONE;
     return ipvg_py_borrow(obj, ipvg_schedule_x0(state));
 }
 

@@ -4,56 +4,123 @@
 #include <stdlib.h>
 #include <string.h>
 
-static ipvg_status copy_branch(ipvg_context *ctx, ipvg_sampler_branch *to, const ipvg_sampler_branch *from,
-                               const ipvg_dit_config *config)
+/* ==== settings ==== */
+
+/* A copy of n items; NULL stays NULL. False: no memory. */
+static bool copy(void *to, const void *from, int n, size_t size)
 {
-    unsigned char *run = NULL;
-    float *scale = NULL;
+    void *p = NULL;
+    if (from && n) {
+        p = malloc((size_t)n * size);
+        if (!p) return false;
+        memcpy(p, from, (size_t)n * size);
+    }
+    memcpy(to, &p, sizeof p);
+    return true;
+}
+
+static bool copy_branch(ipvg_sampler_branch *to, const ipvg_sampler_branch *from, const ipvg_dit_config *config)
+{
+    ipvg_dit_branch *how = &to->how;
     *to = *from;
-    to->how.run = NULL; /* until they are our own */
-    to->how.scale = NULL;
-    if (from->how.run) {
-        to->how.run = run = malloc((size_t)config->layers);
-        if (!run) goto none;
-        memcpy(run, from->how.run, (size_t)config->layers);
-    }
-    if (from->how.scale && config->n_vace) {
-        to->how.scale = scale = malloc((size_t)config->n_vace * sizeof *scale);
-        if (!scale) goto none;
-        memcpy(scale, from->how.scale, (size_t)config->n_vace * sizeof *scale);
-    }
+    how->run = how->perturb = NULL; /* until they are our own */
+    how->scale = how->reference_scale = NULL;
+    return copy(&how->run, from->how.run, config->layers, 1) &&
+           copy(&how->perturb, from->how.perturb, config->layers, 1) &&
+           copy(&how->scale, from->how.scale, config->n_vace, sizeof(float)) &&
+           copy(&how->reference_scale, from->how.reference_scale, config->n_vace, sizeof(float));
+}
+
+static void free_branch(ipvg_sampler_branch *b)
+{
+    const void *const arrays[] = {b->how.run, b->how.perturb, b->how.scale, b->how.reference_scale};
+    for (int i = 0; i < 4; i++) free((void *)(uintptr_t)arrays[i]);
+}
+
+static ipvg_status check_operations(ipvg_context *ctx, int count, int operations, const ipvg_guidance_operation *op)
+{
+    if (operations < 0 || operations > IPVG_GUIDANCE_OPERATIONS)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "operations: expected 0 to %d, got %d", IPVG_GUIDANCE_OPERATIONS,
+                         operations);
+    for (int i = 0; i < operations; i++)
+        if (op[i].cond < 0 || op[i].cond >= count || (op[i].kind != IPVG_RESCALE && op[i].uncond < 0) ||
+            op[i].uncond >= count || (op[i].kind != IPVG_RESCALE && op[i].cond == op[i].uncond))
+            return ipvg_fail(ctx, IPVG_E_ARGUMENT, "operation %d: needs two of %d branches", i, count);
     return IPVG_OK;
-none:
-    return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a branch");
 }
 
 static ipvg_status copy_settings(ipvg_context *ctx, ipvg_sampler *s, int count, const ipvg_sampler_branch *branches,
-                                 const float *weight)
+                                 const float *weight, int operations, const ipvg_guidance_operation *operation)
 {
-    size_t weights = (size_t)s->schedule->steps * (size_t)count;
-    ipvg_status status = IPVG_OK;
+    const size_t n = (size_t)count, ops = (size_t)operations + 1, weights = (size_t)s->schedule->steps * n;
+    ipvg_status status;
+
+    IPVG_TRY(check_operations(ctx, count, operations, operation));
     for (size_t i = 0; i < weights; i++)
         if (!isfinite(weight[i]))
-            return ipvg_fail(ctx, IPVG_E_ARGUMENT, "weight of branch %zu at step %zu: not a finite float32",
-                             i % (size_t)count, i / (size_t)count);
-    s->branch = calloc((size_t)count, sizeof *s->branch);
-    s->velocity = calloc((size_t)count, sizeof *s->velocity);
-    s->weight = malloc(weights * sizeof *s->weight);
-    if (!s->branch || !s->velocity || !s->weight)
+            return ipvg_fail(ctx, IPVG_E_ARGUMENT, "weight of branch %zu at step %zu: not a finite float32", i % n,
+                             i / n);
+    s->branch = calloc(n, sizeof *s->branch);
+    s->velocity = calloc(3 * n, sizeof *s->velocity);
+    s->running = calloc(ops, sizeof *s->running);
+    s->now = calloc(2 * ops, sizeof *s->now);
+    s->operation = calloc(ops, sizeof *s->operation);
+    if (!s->branch || !s->velocity || !s->running || !s->now || !s->operation ||
+        !copy(&s->weight, weight, (int)weights, sizeof *weight))
         return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for %d branches of %d steps", count, s->schedule->steps);
-    memcpy(s->weight, weight, weights * sizeof *s->weight);
-    for (s->count = 0; s->count < count; s->count++)
-        IPVG_TRY(copy_branch(ctx, &s->branch[s->count], &branches[s->count], ipvg_dit_get_config(s->dit)));
+    s->changed = s->velocity + n;
+    s->field = s->changed + n;
+    s->moved = s->now + ops;
+    s->operations = operations;
+    for (int i = 0; i < operations; i++) s->operation[i] = operation[i];
+    for (int b = 0; b < count; b++)
+        if (branches[b].twin < 0 || branches[b].twin > b)
+            return ipvg_fail(ctx, IPVG_E_ARGUMENT, "branch %d: its twin must be an earlier branch", b);
+    while (s->count < count) { /* counted before: the one that fails may own an array */
+        int b = s->count++;
+        if (!copy_branch(&s->branch[b], &branches[b], ipvg_dit_get_config(s->dit)))
+            return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a branch");
+    }
 done:
-    if (status != IPVG_OK) s->count++; /* the branch that failed may own an array */
     return status;
 }
 
-/* One block of the backend's memory: the solver's state, every branch's velocity, the combined velocity. */
+/* ==== memory ==== */
+
+static bool is_changed(const ipvg_sampler *s, int b)
+{
+    bool changed = s->branch[b].field;
+    for (int i = 0; i < s->operations; i++)
+        changed = changed || (s->operation[i].kind != IPVG_RESCALE && s->operation[i].uncond == b);
+    return changed;
+}
+
+/* Every tensor of a run, in the order of its memory, after the solver's state; NULL past the last. */
+static ipvg_tensor *tensor_at(ipvg_sampler *s, int i)
+{
+    for (int k = 0; k < s->operations; k++)
+        if (s->operation[k].kind == IPVG_APG && (i -= 2) < 0) return &s->running[k][i + 2];
+    if (i-- == 0) return &s->combined;
+    for (int b = 0; b < s->count; b++)
+        if (!s->branch[b].twin && i-- == 0) return &s->velocity[b];
+    for (int b = 0; b < s->count; b++)
+        if (is_changed(s, b) && i-- == 0) return &s->changed[b];
+    for (int b = 0; b < s->count; b++)
+        if (s->branch[b].field && i-- == 0) return &s->field[b];
+    return NULL;
+}
+
+static ipvg_status zero(ipvg_exec *ex, ipvg_tensor *t)
+{
+    return ipvg_combine(ex, t, 1, (const ipvg_tensor *[]){t}, (const float[]){0.f}); /* its only term is dropped */
+}
+
+/* One block of the backend's memory for all tensors; what a run starts from is zero. */
 static ipvg_status take_memory(ipvg_exec *ex, ipvg_sampler *s)
 {
-    ipvg_status status;
     int64_t shape[4] = {ipvg_dit_get_config(s->dit)->in_dim};
+    ipvg_status status;
+
     for (int b = 0; b < s->count; b++) {
         int f, h, w;
         ipvg_dit_context_size(s->branch[b].context, &f, &h, &w);
@@ -65,17 +132,38 @@ static ipvg_status take_memory(ipvg_exec *ex, ipvg_sampler *s)
     }
     ipvg_tensor latent = ipvg_tensor_make(NULL, IPVG_F32, 4, shape);
     size_t state = ipvg_schedule_state_bytes(ipvg_tensor_count(&latent)), slot = state / IPVG_SCHEDULE_SLOTS;
-    s->bytes = state + slot * (size_t)(s->count + 1);
+    int count = 0;
+    while (tensor_at(s, count)) count++;
+    s->bytes = state + slot * (size_t)count;
     IPVG_TRY(ex->be->memory.alloc(&ex->be->memory, ex->ctx, &s->memory, s->bytes));
     s->state = ipvg_schedule_state_at(s->memory, 4, shape);
-    for (int b = 0; b <= s->count; b++) {
-        ipvg_tensor *t = b < s->count ? &s->velocity[b] : &s->combined;
+    s->state.step = s->schedule->config.start;
+    for (int i = 0; i < count; i++) {
+        ipvg_tensor *t = tensor_at(s, i);
         *t = latent;
-        t->data = (char *)s->memory + state + (size_t)b * slot;
+        t->data = (char *)s->memory + state + (size_t)i * slot;
     }
+    for (int b = 0; b < s->count; b++)
+        if (s->branch[b].twin) s->velocity[b] = s->velocity[s->branch[b].twin - 1];
+    for (int i = 0; ipvg_sampler_state(s, i); i++) IPVG_TRY(zero(ex, ipvg_sampler_state(s, i)));
+    for (int b = 0; b < s->count; b++)
+        if (s->branch[b].field) IPVG_TRY(zero(ex, &s->field[b]));
 done:
     return status;
 }
+
+ipvg_tensor *ipvg_sampler_state(ipvg_sampler *s, int i)
+{
+    ipvg_tensor *const solver[IPVG_SCHEDULE_SLOTS] = {&s->state.x, &s->state.anchor, &s->state.x0[0], &s->state.x0[1],
+                                                      &s->state.x0[2]};
+    if (i < IPVG_SCHEDULE_SLOTS) return solver[i];
+    i -= IPVG_SCHEDULE_SLOTS;
+    for (int k = 0; k < s->operations; k++)
+        if (s->operation[k].kind == IPVG_APG && i-- == 0) return &s->running[k][s->now[k]];
+    return NULL;
+}
+
+/* ==== new, free ==== */
 
 static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int b, int64_t timestep)
 {
@@ -84,8 +172,33 @@ static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int b, int64_t timest
                             &branch->how);
 }
 
+/* The most that any step needs: scales can change, so that every hint counts here. */
+static ipvg_status plan(ipvg_exec *ex, ipvg_sampler *s)
+{
+    ipvg_status status = IPVG_OK;
+    for (int b = 0; b <= s->count; b++) {
+        ipvg_arena_plan(ex->arena);
+        if (b < s->count && s->branch[b].twin) continue;
+        if (b < s->count) {
+            ipvg_dit_branch *how = &s->branch[b].how;
+            const float *scale = how->scale;
+            how->scale = NULL;
+            status = forward(ex, s, b, 0);
+            how->scale = scale;
+        } else if (s->operations) {
+            const ipvg_tensor *all[] = {&s->combined, &s->combined, &s->combined};
+            double g[9];
+            status = ipvg_gram(ex, g, NULL, 3, all);
+        }
+        if (status != IPVG_OK) return status;
+        if (ex->arena->peak > s->scratch) s->scratch = ex->arena->peak;
+    }
+    return ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch);
+}
+
 ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *dit, const ipvg_schedule *schedule,
-                             int count, const ipvg_sampler_branch *branches, const float *weight)
+                             int count, const ipvg_sampler_branch *branches, const float *weight, int operations,
+                             const ipvg_guidance_operation *operation)
 {
     ipvg_status status;
     *out = NULL;
@@ -95,14 +208,10 @@ ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *
     if (!s) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a sampler");
     s->dit = dit;
     s->schedule = schedule;
-    IPVG_TRY(copy_settings(ex->ctx, s, count, branches, weight));
+    s->seen = -1;
+    IPVG_TRY(copy_settings(ex->ctx, s, count, branches, weight, operations, operation));
     IPVG_TRY(take_memory(ex, s));
-    for (int b = 0; b < count; b++) {
-        ipvg_arena_plan(ex->arena);
-        IPVG_TRY(forward(ex, s, b, 0));
-        if (ex->arena->peak > s->scratch) s->scratch = ex->arena->peak;
-    }
-    IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch));
+    IPVG_TRY(plan(ex, s));
     *out = s;
     s = NULL;
 done:
@@ -115,42 +224,142 @@ void ipvg_sampler_free(const ipvg_backend *be, ipvg_sampler **sampler)
 {
     ipvg_sampler *s = *sampler;
     if (!s) return;
-    for (int b = 0; b < s->count; b++) {
-        free((void *)(uintptr_t)s->branch[b].how.run);
-        free((void *)(uintptr_t)s->branch[b].how.scale);
-    }
+    for (int b = 0; b < s->count; b++) free_branch(&s->branch[b]);
     if (s->memory) be->memory.free(&be->memory, s->memory);
     free(s->branch);
     free(s->velocity);
+    free(s->running);
+    free(s->now);
+    free(s->operation);
     free(s->weight);
     free(s);
     *sampler = NULL;
 }
+
+/* ==== changes between steps ==== */
 
 ipvg_status ipvg_sampler_set(ipvg_exec *ex, ipvg_sampler *s, const float *x)
 {
     return ex->be->copy_in(ex, &s->state.x, x);
 }
 
-ipvg_status ipvg_sampler_step(ipvg_exec *ex, ipvg_sampler *s)
+ipvg_status ipvg_sampler_set_field(ipvg_exec *ex, ipvg_sampler *s, int b, const float *field)
 {
+    if (!s->branch[b].field) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "branch %d has no field of weights", b);
+    return ex->be->copy_in(ex, &s->field[b], field);
+}
+
+void ipvg_sampler_set_scale(ipvg_sampler *s, int b, const float *scale, const float *reference)
+{
+    const size_t bytes = (size_t)ipvg_dit_get_config(s->dit)->n_vace * sizeof *scale;
+    ipvg_dit_branch *how = &s->branch[b].how;
+    if (how->scale) memcpy((float *)(uintptr_t)how->scale, scale, bytes);
+    if (how->reference_scale && reference) memcpy((float *)(uintptr_t)how->reference_scale, reference, bytes);
+}
+
+/* ==== a step ==== */
+
+/* needed[b] and on[i]: which branches and operations count at step k. An operation counts where its result is used. */
+static void needs(const ipvg_sampler *s, int k, bool *needed, bool *on)
+{
+    bool any = false;
+    for (int b = 0; b < s->count; b++) any |= needed[b] = s->weight[(size_t)k * (size_t)s->count + (size_t)b] != 0;
+    for (int i = s->operations - 1; i >= 0; i--)
+        if (s->operation[i].kind == IPVG_RESCALE && (on[i] = any)) needed[s->operation[i].cond] = true;
+    for (int i = s->operations - 1; i >= 0; i--)
+        if (s->operation[i].kind != IPVG_RESCALE && (on[i] = needed[s->operation[i].uncond]))
+            needed[s->operation[i].cond] = true;
+    for (int b = s->count - 1; b >= 0; b--)
+        if (needed[b] && s->branch[b].twin) needed[s->branch[b].twin - 1] = true;
+}
+
+bool ipvg_sampler_needs(const ipvg_sampler *s, int k, int b)
+{
+    bool needed[IPVG_SAMPLER_BRANCHES], on[IPVG_GUIDANCE_OPERATIONS];
+    needs(s, k, needed, on);
+    return needed[b];
+}
+
+ipvg_status ipvg_sampler_predict(ipvg_exec *ex, ipvg_sampler *s)
+{
+    bool needed[IPVG_SAMPLER_BRANCHES], on[IPVG_GUIDANCE_OPERATIONS];
+    const int k = s->state.step;
     ipvg_status status;
-    int k = s->state.step;
+
     if (k >= s->schedule->steps)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "the run is finished: all %d steps are done", s->schedule->steps);
-    const float *weight = s->weight + (size_t)k * (size_t)s->count;
-    const ipvg_tensor *velocity[IPVG_SAMPLER_BRANCHES];
-
+    s->seen = -1;
+    needs(s, k, needed, on);
     /* No allocation, unless another model on this device, or Device.release(), has given the scratch away meanwhile. */
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch));
     for (int b = 0; b < s->count; b++) {
-        velocity[b] = &s->velocity[b];
-        if (weight[b] == 0) continue;
+        if (!needed[b] || s->branch[b].twin) continue;
         IPVG_TRY(forward(ex, s, b, s->schedule->step[k].timestep));
         s->forwards++;
     }
-    IPVG_TRY(ipvg_combine(ex, &s->combined, s->count, velocity, weight));
+    s->seen = k;
+done:
+    return status;
+}
+
+ipvg_status ipvg_sampler_combine(ipvg_exec *ex, ipvg_sampler *s)
+{
+    bool needed[IPVG_SAMPLER_BRANCHES], on[IPVG_GUIDANCE_OPERATIONS];
+    const ipvg_tensor *term[IPVG_SAMPLER_BRANCHES];
+    const int k = s->state.step;
+    ipvg_guidance_step step;
+    ipvg_status status;
+
+    if (s->seen != k) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "step %d has not been predicted", k);
+    step = (ipvg_guidance_step){.x = &s->state.x, .sigma = (double)s->schedule->step[k].sigma};
+    needs(s, k, needed, on);
+    IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch));
+    for (int b = 0; b < s->count; b++) term[b] = &s->velocity[b];
+    for (int i = 0; i < s->operations; i++) {
+        const ipvg_guidance_operation *op = &s->operation[i];
+        const int now = s->now[i], apg = op->kind == IPVG_APG;
+        s->moved[i] = 0;
+        if (op->kind == IPVG_RESCALE || !on[i]) continue;
+        step.cond = term[op->cond], step.uncond = term[op->uncond];
+        IPVG_TRY(ipvg_guidance_replace(ex, &s->changed[op->uncond], op, &step, apg ? &s->running[i][now] : NULL,
+                                       apg ? &s->running[i][!now] : NULL));
+        s->moved[i] = (unsigned char)apg;
+        term[op->uncond] = &s->changed[op->uncond];
+    }
+    for (int b = 0; b < s->count; b++) {
+        if (!s->branch[b].field || !needed[b]) continue;
+        IPVG_TRY(ipvg_multiply(ex, &s->changed[b], term[b], &s->field[b]));
+        term[b] = &s->changed[b];
+    }
+    IPVG_TRY(ipvg_combine(ex, &s->combined, s->count, term, s->weight + (size_t)k * (size_t)s->count));
+    for (int i = 0; i < s->operations; i++) {
+        if (s->operation[i].kind != IPVG_RESCALE || !on[i]) continue;
+        step.cond = &s->velocity[s->operation[i].cond];
+        IPVG_TRY(ipvg_guidance_rescale(ex, &s->combined, &s->operation[i], &step));
+    }
+done:
+    return status;
+}
+
+ipvg_status ipvg_sampler_advance(ipvg_exec *ex, ipvg_sampler *s)
+{
+    ipvg_status status;
+
+    if (s->seen != s->state.step)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "step %d has not been predicted", s->state.step);
     IPVG_TRY(ipvg_schedule_advance(ex, s->schedule, &s->state, &s->combined));
+    for (int i = 0; i < s->operations; i++) s->now[i] = s->now[i] != s->moved[i];
+done:
+    return status;
+}
+
+ipvg_status ipvg_sampler_step(ipvg_exec *ex, ipvg_sampler *s)
+{
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_sampler_predict(ex, s));
+    IPVG_TRY(ipvg_sampler_combine(ex, s));
+    IPVG_TRY(ipvg_sampler_advance(ex, s));
 done:
     return status;
 }

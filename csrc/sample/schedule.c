@@ -73,9 +73,9 @@ static void predictor(ipvg_schedule *s, int k)
     ipvg_schedule_step *step = &s->step[k];
     integrator i = integrate(s->sigmas[k], s->sigmas[k + 1]);
     /* First order at both ends: no history yet, and at sigma 0 the sample is exactly the last x0. */
-    double r = k > 0 && k < s->steps - 1 ? lookback(s->sigmas, k, i.h) : 0;
+    double r = k > s->config.start && k < s->steps - 1 ? lookback(s->sigmas, k, i.h) : 0;
     double slope = r != 0 ? 0.5 / r : 0; /* r = -inf after sigma 1: slope 0, in effect first order */
-    step->order = k > 0 && k < s->steps - 1 ? 2 : 1;
+    step->order = k > s->config.start && k < s->steps - 1 ? 2 : 1;
     step->predict[0] = (float)i.keep;
     step->predict[2] = (float)(i.gain * (1 - slope));
     step->predict[3] = (float)(i.gain * slope);
@@ -118,7 +118,7 @@ static void fill_step(ipvg_schedule *s, int k)
         return;
     }
     predictor(s, k);
-    if (s->config.solver == IPVG_UNIPC && k > 0) corrector(s, k);
+    if (s->config.solver == IPVG_UNIPC && k > s->config.start) corrector(s, k);
 }
 
 ipvg_status ipvg_schedule_new(ipvg_context *ctx, ipvg_schedule **out, const ipvg_schedule_config *config)
@@ -130,6 +130,10 @@ ipvg_status ipvg_schedule_new(ipvg_context *ctx, ipvg_schedule **out, const ipvg
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "steps: expected 1 to %d, got %d", IPVG_MAX_STEPS, config->steps);
     if (!(config->shift > 0) || isinf(config->shift))
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "shift: expected a number above 0, got %g", config->shift);
+
+    if (config->start < 0 || config->start >= config->steps)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "start: expected a step from 0 to %d, got %d", config->steps - 1,
+                         config->start);
 
     size_t n = (size_t)config->steps;
     s = calloc(1, sizeof *s);

@@ -44,6 +44,7 @@ typedef struct ipvg_schedule_config {
     ipvg_sigma_convention convention;
     int steps;    /* 1 .. IPVG_MAX_STEPS */
     double shift; /* > 0, finite; 1 leaves the sigmas evenly spaced */
+    int start;    /* the step that a run begins with: it has no history there. 0 .. steps - 1 */
 } ipvg_schedule_config;
 
 typedef struct ipvg_schedule_step {

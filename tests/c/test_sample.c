@@ -224,7 +224,7 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     for (fail_at = 0;; fail_at++) { /* each allocation of the backend fails once */
         ipvg_arena_free(&arena);
         allocations = 0;
-        if (ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight) == IPVG_OK) break;
+        if (ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight, 0, NULL) == IPVG_OK) break;
         CHECK(!sampler && strstr(ctx.error, "as arranged"));
         failures++;
     }
@@ -241,7 +241,7 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     ipvg_sampler_free(&be, &sampler);
 
     /* Cancelled at every step, it goes on to the same bytes. */
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight) == IPVG_OK);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight, 0, NULL) == IPVG_OK);
     CHECK(ipvg_sampler_set(&ex, sampler, start) == IPVG_OK);
     for (int k = 0; k < STEPS; k++) {
         atomic_store(&ctx.cancel, 1);
@@ -252,7 +252,7 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     ipvg_sampler_free(&be, &sampler);
 
     /* Within one block: the check that sees the cancel is the last one made, wherever in the step it comes. */
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight) == IPVG_OK);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight, 0, NULL) == IPVG_OK);
     CHECK(ipvg_sampler_set(&ex, sampler, start) == IPVG_OK);
     ctx.poll = count_polls;
     for (polls_left = 1;; polls_left = polls + 1) {
@@ -268,9 +268,9 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     ipvg_sampler_free(&be, &sampler);
 
     weight[3] = INFINITY;
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight) == IPVG_E_ARGUMENT && !sampler);
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 0, branches, weight) == IPVG_E_ARGUMENT);
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, IPVG_SAMPLER_BRANCHES + 1, branches, weight) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight, 0, NULL) == IPVG_E_ARGUMENT && !sampler);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 0, branches, weight, 0, NULL) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, IPVG_SAMPLER_BRANCHES + 1, branches, weight, 0, NULL) == IPVG_E_ARGUMENT);
     ipvg_schedule_free(&s);
 }
 

@@ -38,6 +38,13 @@ ipvg_status ipvg_cpu_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_ten
 ipvg_status ipvg_cpu_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
 ipvg_status ipvg_cpu_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 ipvg_status ipvg_cpu_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+/* guidance.c */
+ipvg_status ipvg_cpu_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
+ipvg_status ipvg_cpu_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
+ipvg_status ipvg_cpu_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
+                                 float sigma);
+ipvg_status ipvg_cpu_nag(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale,
+                         float tau, float alpha);
 /* layout.c */
 ipvg_status ipvg_cpu_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
 ipvg_status ipvg_cpu_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);

@@ -7,12 +7,14 @@ branches, so that it stands for one coefficient per branch.
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Collection, Mapping
+
+import numpy as np
 
 MAX_LENGTH = 2000
 
-Linear = dict[str, float]  # branch -> coefficient
+Number = float | np.ndarray  # arrays: one number for each element of the latent, or what broadcasts to them
+Linear = dict[str, Number]  # branch -> coefficient
 
 
 class FormulaError(ValueError):
@@ -45,14 +47,14 @@ class Formula:
         if not linear:
             self._fail("no branch in it: a velocity must come out", 0)
 
-    def coefficients(self, weights: Mapping[str, float]) -> Linear:
+    def coefficients(self, weights: Mapping[str, Number]) -> Linear:
         """The coefficient of every branch in the formula. ValueError: a division by zero, or a result that is not
         finite.
         """
         value = self._evaluate(self._tree, weights)
         assert isinstance(value, dict)
         for name, coefficient in value.items():
-            if not math.isfinite(coefficient):
+            if not np.isfinite(coefficient).all():
                 raise FormulaError(f"combine: the coefficient of {name!r} is {coefficient}")
         return value
 
@@ -102,12 +104,12 @@ class Formula:
                 return a
         self._fail("only branches, weights, numbers, + - * / and parentheses are understood", node)
 
-    def _evaluate(self, node: ast.AST, weights: Mapping[str, float]) -> float | Linear:
+    def _evaluate(self, node: ast.AST, weights: Mapping[str, Number]) -> Number | Linear:
         match node:
             case ast.Constant(value=value):
                 return float(value)
             case ast.Name(id=name):
-                return {name: 1.0} if name in self.branches else float(weights[name])
+                return {name: 1.0} if name in self.branches else weights[name]
             case ast.UnaryOp(op=op, operand=operand):
                 return _times(self._evaluate(operand, weights), -1.0 if isinstance(op, ast.USub) else 1.0)
             case ast.BinOp(op=op, left=left, right=right):
@@ -115,18 +117,18 @@ class Formula:
                 if isinstance(op, ast.Mult):
                     return _times(b, a) if isinstance(b, dict) else _times(a, b)
                 if isinstance(op, ast.Div):
-                    if b == 0:
+                    if np.any(b == 0):
                         self._fail("division by zero", right)
                     return {name: c / b for name, c in a.items()} if isinstance(a, dict) else a / b
                 return _plus(a, b if isinstance(op, ast.Add) else _times(b, -1.0))
         raise AssertionError(node)
 
 
-def _times(value: float | Linear, factor: float) -> float | Linear:
+def _times(value: Number | Linear, factor: Number) -> Number | Linear:
     return {name: c * factor for name, c in value.items()} if isinstance(value, dict) else value * factor
 
 
-def _plus(a: float | Linear, b: float | Linear) -> float | Linear:
+def _plus(a: Number | Linear, b: Number | Linear) -> Number | Linear:
     if not isinstance(a, dict):
         return a + b
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *(n for n in b if n not in a))}
