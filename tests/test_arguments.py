@@ -161,7 +161,13 @@ def calls(pipe: Pipeline) -> dict[str, Call]:
                 "reference": WORD,
                 "skip_blocks": [None, 3, "ab", [-1], [1.5], ["a"], [True], object(), np.zeros(())],
                 "keep_hint": [None, 3, "x", []],
-                "context_scale": NUMBER,
+                # Lists are one number a layer, functions one a step.
+                "context_scale": [
+                    *(v for v in NUMBER if not callable(v) and np.ndim(v) == 0),
+                    [],
+                    [1, "a"],
+                    [[1], [2, 3]],
+                ],
             },
         ),
         "Guidance": Call(

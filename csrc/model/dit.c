@@ -228,7 +228,8 @@ static void give(ipvg_dit_given *given, const ipvg_dit_branch *branch, const ipv
     given->k = ipvg_dit_text_part(text, i, 0);
     given->v = ipvg_dit_text_part(text, i, 1);
     if (!branch) return;
-    given->perturb = branch->perturb && i < given->config->layers ? (ipvg_dit_perturb)branch->perturb[i] : IPVG_DIT_ATTEND;
+    given->perturb =
+        branch->perturb && i < given->config->layers ? (ipvg_dit_perturb)branch->perturb[i] : IPVG_DIT_ATTEND;
     given->blur = branch->blur;
     if (!branch->nag.text) return;
     given->nag = &branch->nag;

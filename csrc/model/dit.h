@@ -89,8 +89,8 @@ typedef struct ipvg_dit_branch {
     ipvg_dit_nag nag;
     int reference_frames;         /* the tokens of the first so many frames ... */
     const float *reference_scale; /* ... get each hint with this scale (n_vace) instead; NULL: no difference */
-    const unsigned char *run; /* (layers) of ipvg_dit_run; NULL: all run */
-    const float *scale;       /* (n_vace) context scale of each hint; NULL: 1. What no main block takes, because of a
+    const unsigned char *run;     /* (layers) of ipvg_dit_run; NULL: all run */
+    const float *scale; /* (n_vace) context scale of each hint; NULL: 1. What no main block takes, because of a
                                  scale of 0 or a skip, is not computed, unless a trace (ex->trace) looks */
 } ipvg_dit_branch;
 

@@ -159,7 +159,8 @@ ipvg_status ipvg_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipv
     if (n < 1 || n > IPVG_GRAM_MAX)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "gram: 1 to %d tensors, got %d", IPVG_GRAM_MAX, n);
     for (int i = 0; i < n; i++)
-        NEED(same_shape(x[i], x[0]) && contiguous(x[i]), "gram", "a tensor", x[i], "the shape of the first, contiguous");
+        NEED(same_shape(x[i], x[0]) && contiguous(x[i]), "gram", "a tensor", x[i],
+             "the shape of the first, contiguous");
     NEED_OP(gram, "gram");
     return ex->be->gram(ex, gram, sum, n, x);
 }

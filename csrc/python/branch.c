@@ -16,6 +16,8 @@ static int read_blocks(unsigned char *out, PyObject *blocks, int value, const ip
     for (Py_ssize_t i = 0; fast && i < PySequence_Fast_GET_SIZE(fast); i++) {
         long block = PyLong_AsLong(PySequence_Fast_GET_ITEM(fast, i));
         if (block == -1 && PyErr_Occurred()) {
+            PyErr_Format(PyExc_TypeError, "%s: expected block numbers, got %R", what,
+                         PySequence_Fast_GET_ITEM(fast, i));
             Py_CLEAR(fast);
         } else if (block < 0 || block >= c->layers) {
             PyErr_Format(PyExc_ValueError, "%s: block %ld of a model whose blocks are 0 to %d", what, block,

@@ -6,17 +6,18 @@
 
 /* The keywords as they come; NULL or None: not given. Borrowed. */
 typedef struct ipvg_py_branch_options {
-    PyObject *skip;                    /* block numbers */
+    PyObject *skip; /* block numbers */
     int keep_hint;
     PyObject *scale, *reference_scale; /* a number, or one a VACE layer */
     int reference_frames;
-    PyObject *identity;                /* block numbers */
-    PyObject *blur;                    /* (block numbers, sigma) */
-    PyObject *nag;                     /* (DitText, scale, tau, alpha) */
+    PyObject *identity; /* block numbers */
+    PyObject *blur;     /* (block numbers, sigma) */
+    PyObject *nag;      /* (DitText, scale, tau, alpha) */
 } ipvg_py_branch_options;
-#define IPVG_PY_BRANCH_NAMES "skip", "keep_hint", "scale", "reference_scale", "reference_frames", "identity", "blur", "nag"
+#define IPVG_PY_BRANCH_NAMES \
+    "skip", "keep_hint", "scale", "reference_scale", "reference_frames", "identity", "blur", "nag"
 #define IPVG_PY_BRANCH_FORMAT "OpOOiOOO"
-#define IPVG_PY_BRANCH_ADDRESSES(o)                                                                                  \
+#define IPVG_PY_BRANCH_ADDRESSES(o)                                                                          \
     &(o)->skip, &(o)->keep_hint, &(o)->scale, &(o)->reference_scale, &(o)->reference_frames, &(o)->identity, \
         &(o)->blur, &(o)->nag
 

@@ -161,7 +161,10 @@ static PyObject *run_part(PyObject *obj, part run)
     Py_RETURN_NONE;
 }
 
-static PyObject *sampler_step(PyObject *obj, PyObject *unused) { return (void)unused, run_part(obj, ipvg_sampler_step); }
+static PyObject *sampler_step(PyObject *obj, PyObject *unused)
+{
+    return (void)unused, run_part(obj, ipvg_sampler_step);
+}
 
 static PyObject *sampler_predict(PyObject *obj, PyObject *unused)
 {
@@ -283,7 +286,8 @@ static PyObject *sampler_load(PyObject *obj, PyObject *args)
     if (!PyArg_ParseTuple(args, "iLO!:load", &index, &forwards, &PyList_Type, &list)) return NULL;
     while (ipvg_sampler_state(s, count)) count++;
     if (index < 0 || index > s->schedule->steps || PyList_GET_SIZE(list) != count)
-        return PyErr_Format(PyExc_ValueError, "load: expected a step up to %d and %d tensors", s->schedule->steps, count);
+        return PyErr_Format(PyExc_ValueError, "load: expected a step up to %d and %d tensors", s->schedule->steps,
+                            count);
     for (int i = 0; i < count; i++)
         if (!write_tensor(self, ipvg_sampler_state(s, i), PyList_GET_ITEM(list, i), "state")) return NULL;
     s->state.step = index;
@@ -382,7 +386,8 @@ static PyMethodDef methods[] = {
     {"state", sampler_state, METH_NOARGS, "state() -> views of the tensors that the run goes on from"},
     {"load", sampler_load, METH_VARARGS, "load(index, forwards, state)\n\nGoes on from there: the inverse of state()."},
     {"needs", sampler_needs, METH_VARARGS, "needs(step, branch) -> is it predicted there?"},
-    {"velocity", sampler_velocity, METH_O, "velocity(branch) -> view of this step's prediction, None where it has none"},
+    {"velocity", sampler_velocity, METH_O,
+     "velocity(branch) -> view of this step's prediction, None where it has none"},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef getset[] = {
@@ -400,7 +405,8 @@ static PyGetSetDef getset[] = {
 static PyType_Slot slots[] = {
     {Py_tp_doc,
      "Sampler(model, schedule, branches, weights, noise, operations=())\n\nbranches: tuples (text, context, options of "
-     "Dit.forward, has a field, 1 + the branch that is given the same or 0); weights: (steps, branches); operations: tuples (kind, cond, uncond, x0, a, b, c)."},
+     "Dit.forward, has a field, 1 + the branch that is given the same or 0); weights: (steps, branches); operations: "
+     "tuples (kind, cond, uncond, x0, a, b, c)."},
     {Py_tp_new, sampler_new},
     {Py_tp_dealloc, sampler_dealloc},
     {Py_tp_methods, methods},

@@ -13,16 +13,16 @@
 
 typedef enum ipvg_guidance_kind {
     IPVG_OPTIMAL_SCALE, /* CFG-Zero*: uncond becomes a uncond, a = <cond, uncond> / |uncond|^2 */
-    IPVG_APG,           /* d = cond - uncond + momentum d of the last step; at most |d| = norm; its part along cond times
+    IPVG_APG,     /* d = cond - uncond + momentum d of the last step; at most |d| = norm; its part along cond times
                            eta; uncond becomes cond - d, so that uncond + w (cond - uncond) is cond + (w - 1) d */
-    IPVG_TCFG,          /* uncond projected on the first right singular vector of the matrix [cond; uncond] */
-    IPVG_RESCALE,       /* after the sum: g becomes (phi std(cond) / std(g) + 1 - phi) g */
+    IPVG_TCFG,    /* uncond projected on the first right singular vector of the matrix [cond; uncond] */
+    IPVG_RESCALE, /* after the sum: g becomes (phi std(cond) / std(g) + 1 - phi) g */
 } ipvg_guidance_kind;
 
 typedef struct ipvg_guidance_operation {
     ipvg_guidance_kind kind;
-    int cond, uncond; /* branches; IPVG_RESCALE has no uncond */
-    bool x0;          /* the space */
+    int cond, uncond;           /* branches; IPVG_RESCALE has no uncond */
+    bool x0;                    /* the space */
     double momentum, norm, eta; /* of IPVG_APG; norm 0: no limit */
     double phi;                 /* of IPVG_RESCALE */
 } ipvg_guidance_operation;

@@ -168,7 +168,8 @@ class Branch:
 
 
 def _blocks(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray | set) or np.ndim(value) > 1:
+    listed = isinstance(value, Sequence | set) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if isinstance(value, str | bytes) or not listed:
         raise TypeError(f"{name}: expected a list of block numbers, got {value!r}")
     for block in value:
         if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 0:
