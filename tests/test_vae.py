@@ -331,9 +331,20 @@ def test_bad_latents_are_refused(call, z, error, match):
         getattr(model(), call)(z)
 
 
-@pytest.mark.parametrize("size", [(4, 16, 16), (0, 16, 16), (-3, 16, 16), (5, 15, 16), (5, 16, -8), (5, 2**40, 16)])
-def test_memory_of_a_size_that_cannot_work(size):
-    with pytest.raises(ValueError, match=r"4n\+1|multiples of 8"):
+@pytest.mark.parametrize(
+    "size, match",
+    [
+        ((4, 16, 16), r"4n\+1"),
+        ((0, 16, 16), "frames"),
+        ((-3, 16, 16), "frames"),
+        ((5, 15, 16), "multiples of 8"),
+        ((5, 16, -8), "width"),
+        ((5, 1 << 17, 16), "multiples of 8"),
+        ((5, 2**40, 16), "height"),
+    ],
+)
+def test_memory_of_a_size_that_cannot_work(size, match):
+    with pytest.raises(ValueError, match=match):
         model().memory(*size)
 
 
