@@ -284,3 +284,15 @@ def write_png(path, image) -> Path:
     image = _image_from_array(np.asarray(image), "drop")
     _media().write_png(os.fsencode(path), image, image.shape[0], image.shape[1])
     return Path(path)
+
+
+def encode_jpeg(image, *, max_side: int = 1024, quality: int = 90) -> bytes:
+    """uint8 (H, W, 3) as a JPEG file's bytes, scaled down where a side is longer than max_side (16 to 16384 pixels).
+
+    quality: 1 to 100. Only pixels go in: no EXIF, hence no place or camera. Raises TypeError, ValueError,
+    ipvg.UnsupportedError.
+    """
+    image = _image_from_array(np.asarray(image), "drop")
+    max_side = _arguments.integer("max_side", max_side, 16, 16384)
+    quality = _arguments.integer("quality", quality, 1, 100)
+    return _media().encode_jpeg(image, image.shape[0], image.shape[1], max_side, quality)

@@ -10,6 +10,7 @@
 #include <Python.h>
 
 #include "../io/image.h"
+#include "../io/jpeg.h"
 #include "../io/mp4.h"
 #include "../io/video.h"
 
@@ -95,6 +96,28 @@ static PyObject *write_png(PyObject *module, PyObject *args)
         Py_END_ALLOW_THREADS result =
             status == IPVG_OK ? Py_NewRef(Py_None) : raise(PyModule_GetState(module), &ctx, status);
     }
+    PyBuffer_Release(&rgb);
+    return result;
+}
+
+static PyObject *encode_jpeg(PyObject *module, PyObject *args)
+{
+    Py_buffer rgb;
+    int height, width, max_side, quality;
+    if (!PyArg_ParseTuple(args, "y*iiii", &rgb, &height, &width, &max_side, &quality)) return NULL;
+    ipvg_context ctx;
+    ipvg_status status;
+    uint8_t *jpeg = NULL;
+    size_t size;
+    PyObject *result = NULL;
+    ipvg_context_init(&ctx, 1);
+    if (check_pixels(&rgb, height, width)) {
+        Py_BEGIN_ALLOW_THREADS status = ipvg_jpeg_encode(&ctx, &jpeg, &size, max_side, quality, rgb.buf, height, width);
+        Py_END_ALLOW_THREADS result = status == IPVG_OK
+                                          ? PyBytes_FromStringAndSize((const char *)jpeg, (Py_ssize_t)size)
+                                          : raise(PyModule_GetState(module), &ctx, status);
+    }
+    free(jpeg);
     PyBuffer_Release(&rgb);
     return result;
 }
@@ -343,12 +366,14 @@ static int module_clear(PyObject *module)
     return 0;
 }
 
-static PyMethodDef functions[] = {{"read_image", read_image, METH_VARARGS,
-                                   "read_image(path, data, white) -> (rgb, height, width)\n\nA picture, from a file or "
-                                   "(path None) from bytes. white: "
-                                   "blend\ntransparency onto white instead of dropping it."},
-                                  {"write_png", write_png, METH_VARARGS, "write_png(path, rgb, height, width)"},
-                                  {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {
+    {"read_image", read_image, METH_VARARGS,
+     "read_image(path, data, white) -> (rgb, height, width)\n\nA picture, from a file or "
+     "(path None) from bytes. white: "
+     "blend\ntransparency onto white instead of dropping it."},
+    {"write_png", write_png, METH_VARARGS, "write_png(path, rgb, height, width)"},
+    {"encode_jpeg", encode_jpeg, METH_VARARGS, "encode_jpeg(rgb, height, width, max_side, quality) -> bytes"},
+    {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
 
