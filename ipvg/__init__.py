@@ -18,7 +18,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import guidance, parity, tasks
     from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
+    from .chat import RemoteError
     from .checkpoint import Checkpoint
+    from .enhance import Enhanced, OfflineMiss, PromptEnhancer
     from .guidance import Branch, Guidance
     from .memory import estimate as memory_estimate
     from .pipeline import Pipeline, generate
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "_core": ("BackendError", "Cancelled", "Device", "FormatError", "UnsupportedError"),
+    "chat": ("RemoteError",),
     "checkpoint": ("Checkpoint",),
+    "enhance": ("Enhanced", "OfflineMiss", "PromptEnhancer"),
     "guidance": ("Branch", "Guidance"),
     "pipeline": ("Pipeline", "generate"),
     "sampler": ("Sampler", "Step", "noise"),

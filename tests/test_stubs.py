@@ -31,9 +31,9 @@ def present(module):
     return out
 
 
-@pytest.mark.parametrize("name", ["_core", "_media"])
+@pytest.mark.parametrize("name", ["_core", "_media", "_remote"])
 def test_stub_matches_module(name):
-    module = pytest.importorskip(f"ipvg.{name}") if name == "_media" else importlib.import_module(f"ipvg.{name}")
+    module = pytest.importorskip(f"ipvg.{name}") if name != "_core" else importlib.import_module(f"ipvg.{name}")
     assert declared(Path(ipvg.__file__).with_name(f"{name}.pyi")) == present(module)
 
 

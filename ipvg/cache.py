@@ -1,0 +1,164 @@
+"""Answers of chat services in an SQLite file: an experiment repeats without a key, and a call is paid for once.
+
+>>> cache = Cache("runs/cache.sqlite")
+>>> cache.get(request)                       # None, or the answer
+>>> cache.put(request, answer)               # the answer that counts: the first one stored
+>>> cache.export("answers.jsonl"); Cache("other.sqlite").load("answers.jsonl")
+
+A request is a dict of everything that changes its answer (endpoint, model, messages, options; pictures by the hash of
+their pixels), an answer a dict of texts and numbers. Neither holds an API key. Several threads and processes may use
+one file: it is in WAL mode, and of two answers to one request the first stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._core import FormatError
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT, answer TEXT, stored REAL)"
+_FIELDS = {"content": str, "finish_reason": str, "model": str, "prompt_tokens": int, "completion_tokens": int}
+_MAX_LINE = 1 << 24
+
+
+class CacheWarning(UserWarning):
+    """An answer could not be stored; it was returned all the same, since it is paid for."""
+
+
+def key_of(request: dict) -> str:
+    """SHA-256 (hex) of a request, whatever the order of its items."""
+    return hashlib.sha256(_text(request).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Cache:
+    """Opened at first use; `path` is created with its folder. A folder stands for its file "answers.sqlite".
+
+    Raises OSError (the folder) and ipvg.FormatError (a file that is not such a cache) at the first use.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if self.path.is_dir() or not self.path.suffix:
+            self.path /= "answers.sqlite"
+        self._local = threading.local()  # SQLite's connections belong to a thread, and must not pass a fork
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r})"
+
+    def __len__(self) -> int:
+        with self._open() as db:
+            return db.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def get(self, request: dict) -> dict | None:
+        """The answer to a request, None if there is none."""
+        with self._open() as db:
+            row = db.execute("SELECT answer FROM answers WHERE key = ?", (key_of(request),)).fetchone()
+        return None if row is None else _checked_answer(row[0], f"{self.path}")
+
+    def put(self, request: dict, answer: dict) -> dict:
+        """Stores an answer unless the request has one; the stored one. A full disk makes a CacheWarning, no error."""
+        try:
+            with self._open() as db, db:
+                self._insert(db, request, answer)
+        except (sqlite3.Error, OSError) as error:
+            warnings.warn(f"{self.path}: the answer is not stored: {error}", CacheWarning, stacklevel=2)
+            return answer
+        return self.get(request) or answer
+
+    def export(self, path: str | os.PathLike) -> int:
+        """Writes all answers as JSON lines, in the order of their keys, whole or not at all; how many."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        count = 0
+        try:
+            with self._open() as db, part.open("w", encoding="utf-8") as out:
+                for key, request, answer in db.execute("SELECT key, request, answer FROM answers ORDER BY key"):
+                    line = {"key": key, "request": json.loads(request), "answer": json.loads(answer)}
+                    out.write(_text(line) + "\n")
+                    count += 1
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return count
+
+    def load(self, path: str | os.PathLike) -> int:
+        """Takes the JSON lines of an `export` in; how many were new. All of the file or nothing.
+
+        Raises OSError and ipvg.FormatError, which names the line: not JSON, wrong types, or a request that does not
+        belong to its key.
+        """
+        added = 0
+        with open(path, "rb") as lines, self._open() as db, db:
+            for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE + 1), b""), 1):
+                where = f"{os.fspath(path)}:{number}"
+                if len(line) > _MAX_LINE:
+                    raise FormatError(f"{where}: a line of more than {_MAX_LINE} bytes")
+                if not line.strip():
+                    continue
+                item = _parsed(line, where)
+                if not isinstance(item, dict) or not isinstance(item.get("request"), dict):
+                    raise FormatError(f"{where}: expected an object with key, request and answer")
+                if item.get("key") != key_of(item["request"]):
+                    raise FormatError(f"{where}: the request does not belong to its key; it was changed")
+                answer = _checked_answer(json.dumps(item.get("answer")), where)
+                added += self._insert(db, item["request"], answer)
+        return added
+
+    def close(self) -> None:
+        """Closes this thread's connection; the next use opens it again."""
+        db = getattr(self._local, "db", None)
+        self._local.db = None
+        if db is not None:
+            db.close()
+
+    @staticmethod
+    def _insert(db, request: dict, answer: dict) -> int:
+        row = (key_of(request), _text(request), _text(answer), time.time())
+        return db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row).rowcount
+
+    @contextmanager
+    def _open(self):
+        if getattr(self._local, "db", None) is None or self._local.process != os.getpid():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=60)
+            try:
+                for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _SCHEMA):
+                    db.execute(statement)
+            except sqlite3.DatabaseError as error:
+                db.close()
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                raise FormatError(f"{self.path}: not a cache of answers ({error})") from None
+            self._local.db, self._local.process = db, os.getpid()
+        yield self._local.db
+
+
+def _text(value) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _parsed(text, where: str):
+    try:
+        value = json.loads(text)
+        _text(value).encode()  # lone surrogates pass json.loads
+        return value
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not JSON that can be used: {error}") from None
+
+
+def _checked_answer(text: str, where: str) -> dict:
+    answer = _parsed(text, where)
+    if not isinstance(answer, dict) or set(answer) != set(_FIELDS):
+        raise FormatError(f"{where}: an answer has {', '.join(_FIELDS)}")
+    for name, kind in _FIELDS.items():
+        if type(answer[name]) is not kind:
+            raise FormatError(f"{where}: {name}: expected {kind.__name__}")
+    return answer
