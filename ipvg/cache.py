@@ -128,7 +128,7 @@ class Cache:
     def _open(self):
         if getattr(self._local, "db", None) is None or self._local.process != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=60)
+            db = sqlite3.connect(self.path, timeout=60, check_same_thread=False, factory=_Connection)
             try:
                 for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _SCHEMA):
                     db.execute(statement)
@@ -139,6 +139,13 @@ class Cache:
                 raise FormatError(f"{self.path}: not a cache of answers ({error})") from None
             self._local.db, self._local.process = db, os.getpid()
         yield self._local.db
+
+
+class _Connection(sqlite3.Connection):
+    """Closed with its thread, without a word: nobody else can know that a pool's thread has ended."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _text(value) -> str:

@@ -54,8 +54,8 @@ class Secret:
 
 @dataclass(frozen=True)
 class Limits:
-    """connect, total, silence: seconds for a connection, an exchange, and without a byte (a model that thinks is silent;
-    0: no limit). deadline: seconds for all attempts and the waits between them. first_wait: seconds before the
+    """connect, total, silence: seconds for a connection, an exchange, and without a byte (a model that thinks is
+    silent; 0: no limit). deadline: seconds for all attempts and the waits between them. first_wait: seconds before the
     second attempt, doubled from then on. max_bytes: of an answer."""
 
     connect: float = 10.0

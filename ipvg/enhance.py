@@ -56,7 +56,7 @@ class Enhanced:
     """A text and where it comes from; plain data, see `to_dict`.
 
     kind: "face_aware" or "appearance". original: the caption. verbatim: whether the text holds each word and mark of
-    the caption unchanged and in order (None for "appearance", which does not aim at it); problem: what is missing if not.
+    the caption unchanged and in order (None for "appearance"); problem: what is missing if not.
     repaired: whether the model needed a second call for it. cached: whether no call was sent. model: who answered.
     instructions: version of the texts. usage: of this result alone.
     """

@@ -23,9 +23,10 @@ class Request:
 
 
 def completion(content="A fine reply.", reason="stop", **message) -> dict:
+    said = {"role": "assistant", "content": content, **message}
     return {
         "id": "chatcmpl-1", "object": "chat.completion", "model": "mock-1",
-        "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}],
+        "choices": [{"index": 0, "finish_reason": reason, "message": said}],
         "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
     }  # fmt: skip
 

@@ -12,7 +12,8 @@ from ipvg import verbatim
 
 WORDS = st.sampled_from(
     ["A", "a", "man", "Man", "walks", "well-known", "don't", "3.5", "42", "naïve", "Straße", "она", "идёт", "γυνή",
-     "女", "人", "海滩", "走在", "ゆっくり", "カメラ", "한국어", "ผู้หญิง", "नमस्ते", ".", ",", "!", "...", "—", "(", ")", "“", "”", "，", "。", "🙂"]
+     "女", "人", "海滩", "走在", "ゆっくり", "カメラ", "한국어", "ผู้หญิง", "नमस्ते",
+     ".", ",", "!", "...", "—", "(", ")", "“", "”", "，", "。", "🙂"]
 )  # fmt: skip
 OTHER = st.sampled_from(["xyzzy", "Größe", "жук", "猫", "犬", "ねこ", ";", "7", "§", "✓"])  # none of them above
 CAPTION = st.lists(WORDS, min_size=1, max_size=12)
@@ -109,4 +110,4 @@ def test_accepts(caption, reply):
 
 
 def test_says_what_is_missing():
-    assert verbatim.check("A man walks slowly.", "A man with a beard strolls slowly.") == "'walks' is missing or changed"
+    assert verbatim.check("A man walks.", "A man with a beard strolls.") == "'walks' is missing or changed"

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <time.h>
 
 enum { POLL_MS = 50 };
 
@@ -19,7 +20,8 @@ struct ipvg_http {
 typedef struct exchange {
     ipvg_http_answer *answer;
     size_t capacity, max_bytes;
-    bool too_large, no_memory;
+    curl_off_t header_bytes;
+    bool too_large, no_memory, silent;
 } exchange;
 
 static CURLcode global_status;
@@ -95,6 +97,7 @@ static size_t on_header(char *line, size_t one, size_t size, void *user)
     static const char name[] = "x-request-id:";
     exchange *e = user;
     size *= one;
+    e->header_bytes += (curl_off_t)size;
     if (size < sizeof name || strncasecmp(line, name, sizeof name - 1) != 0) return size;
     size_t n = 0;
     for (size_t i = sizeof name - 1; i < size && n + 1 < sizeof e->answer->request_id; i++)
@@ -168,8 +171,6 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_http *http, const ipvg_http_re
     SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->size);
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long)(r->connect_timeout * 1000) + 1);
     SET(CURLOPT_TIMEOUT_MS, (long)(r->timeout * 1000) + 1);
-    SET(CURLOPT_LOW_SPEED_LIMIT, r->silence_timeout > 0 ? 1L : 0L);
-    SET(CURLOPT_LOW_SPEED_TIME, r->silence_timeout > 0 ? (long)(r->silence_timeout + 0.999) : 0L);
     SET(CURLOPT_WRITEFUNCTION, on_body);
     SET(CURLOPT_WRITEDATA, e);
     SET(CURLOPT_HEADERFUNCTION, on_header);
@@ -182,9 +183,28 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_http *http, const ipvg_http_re
     return IPVG_OK;
 }
 
-/* Runs the transfer; *result is how it ended. */
-static ipvg_status transfer(ipvg_context *ctx, ipvg_http *http, CURLcode *result)
+double ipvg_http_seconds(void)
 {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Bytes that have passed in either direction. */
+static curl_off_t passed(CURL *easy, const exchange *e)
+{
+    curl_off_t up = 0, down = 0;
+    curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &up);
+    curl_easy_getinfo(easy, CURLINFO_SIZE_DOWNLOAD_T, &down);
+    return up + down + e->header_bytes;
+}
+
+/* Runs the transfer; *result is how it ended. curl's own low-speed limit looks at averages over six seconds, in which a
+ * picture that went up hides that nothing comes back; so silence is measured here. */
+static ipvg_status transfer(ipvg_context *ctx, ipvg_http *http, CURLcode *result, exchange *e, double silence_timeout)
+{
+    curl_off_t bytes = -1;
+    double last = 0;
     ipvg_status status = IPVG_OK;
     int running = 1;
     CURLMcode err = curl_multi_add_handle(http->multi, http->easy);
@@ -194,9 +214,16 @@ static ipvg_status transfer(ipvg_context *ctx, ipvg_http *http, CURLcode *result
         if (err != CURLM_OK || !running) break;
         err = curl_multi_poll(http->multi, NULL, 0, POLL_MS, NULL);
         if ((status = ipvg_check_cancel(ctx)) != IPVG_OK) break;
+        if (passed(http->easy, e) != bytes) {
+            bytes = passed(http->easy, e);
+            last = ipvg_http_seconds();
+        } else if (silence_timeout > 0 && ipvg_http_seconds() - last > silence_timeout) {
+            e->silent = true;
+            break;
+        }
     }
     int left;
-    *result = CURLE_OUT_OF_MEMORY;
+    *result = e->silent ? CURLE_OPERATION_TIMEDOUT : CURLE_OUT_OF_MEMORY;
     for (CURLMsg *m; added && (m = curl_multi_info_read(http->multi, &left));)
         if (m->msg == CURLMSG_DONE) *result = m->data.result;
     if (added) curl_multi_remove_handle(http->multi, http->easy);
@@ -211,6 +238,8 @@ static ipvg_status judge(ipvg_context *ctx, ipvg_http *http, const ipvg_http_req
 {
     int shown = origin(r->url);
     const char *why = http->error[0] ? http->error : curl_easy_strerror(result);
+    if (e->silent)
+        return ipvg_fail(ctx, IPVG_E_BACKEND, "%.*s: not a byte for %g seconds", shown, r->url, r->silence_timeout);
     if (e->too_large)
         return ipvg_fail(ctx, IPVG_E_BACKEND, "%.*s: the answer is larger than %zu bytes", shown, r->url, e->max_bytes);
     if (e->no_memory || result == CURLE_OUT_OF_MEMORY)
@@ -253,7 +282,7 @@ ipvg_status ipvg_http_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer 
     }
     e.capacity = 1;
     IPVG_TRY(set_up(ctx, http, r, &e, headers));
-    IPVG_TRY(transfer(ctx, http, &result));
+    IPVG_TRY(transfer(ctx, http, &result, &e, r->silence_timeout));
     curl_easy_getinfo(http->easy, CURLINFO_RESPONSE_CODE, &answer->status);
     if (result != CURLE_OK) {
         answer->fault = passes(result) && !e.too_large && !e.no_memory;

@@ -54,6 +54,9 @@ ipvg_status ipvg_http_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer 
                            const ipvg_http_request *request);
 void ipvg_http_answer_free(ipvg_http_answer *answer);
 
+/* Of a clock that only goes forward. */
+double ipvg_http_seconds(void);
+
 /* Overwrites each occurrence of the key in text (size bytes) with '*'. Keys of fewer than 8 characters are placeholders
  * ("EMPTY", "none") and stay, since blanking them would damage words. */
 void ipvg_key_blank(char *text, size_t size, const char *key);

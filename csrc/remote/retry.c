@@ -1,22 +1,14 @@
 #include "retry.h"
 
-#include <errno.h>
 #include <stdint.h>
 #include <sys/random.h>
 #include <time.h>
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The generator of base/random.h is for results that must repeat; waits of several processes must not. */
 static double random_share(void)
 {
     uint32_t word = 0;
-    if (getrandom(&word, sizeof word, GRND_NONBLOCK) != sizeof word) word = (uint32_t)(now() * 1e9);
+    if (getrandom(&word, sizeof word, GRND_NONBLOCK) != sizeof word) word = (uint32_t)(ipvg_http_seconds() * 1e9);
     return word / 4294967296.0;
 }
 
@@ -37,8 +29,8 @@ double ipvg_retry_wait(const ipvg_retry *policy, int attempt, double retry_after
 /* Sleeps in short pieces, so that cancelling is seen in time. */
 static ipvg_status rest(ipvg_context *ctx, double seconds)
 {
-    double end = now() + seconds;
-    for (double left; (left = end - now()) > 0;) {
+    double end = ipvg_http_seconds() + seconds;
+    for (double left; (left = end - ipvg_http_seconds()) > 0;) {
         double piece = left < 0.05 ? left : 0.05;
         struct timespec t = {0, (long)(piece * 1e9)};
         nanosleep(&t, NULL);
@@ -51,16 +43,16 @@ static ipvg_status rest(ipvg_context *ctx, double seconds)
 ipvg_status ipvg_retry_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
                             const ipvg_http_request *request, const ipvg_retry *policy, int *attempts)
 {
-    double end = now() + policy->deadline;
+    double end = ipvg_http_seconds() + policy->deadline;
     for (*attempts = 1;; ++*attempts) {
         ipvg_http_request once = *request;
-        double left = end - now();
+        double left = end - ipvg_http_seconds();
         if (once.timeout > left) once.timeout = left > 0.001 ? left : 0.001;
         ipvg_status status = ipvg_http_post(ctx, http, answer, &once);
         bool again = status == IPVG_OK ? ipvg_retry_status(answer->status) : answer->fault;
         if (!again || *attempts >= policy->attempts) return status;
         double wait = ipvg_retry_wait(policy, *attempts, answer->retry_after, random_share());
-        if (now() + wait >= end) return status;
+        if (ipvg_http_seconds() + wait >= end) return status;
         if ((status = rest(ctx, wait)) != IPVG_OK) return status;
     }
 }
