@@ -165,11 +165,13 @@ class Pipeline:
         sigmas_from: str = "official",
         seed: int = 2025,
         noise: np.ndarray | None = None,
+        **options: Any,
     ) -> Sampler:
         """A denoising run that has not begun: iterate over it, or call its run(). See sampler.py.
 
         text: what encode_text gave. guidance: None = tpige_code(). steps, shift: None = the checkpoint's.
         noise: float32 of `source.latent_shape`, the start; None: drawn from `seed` (ipvg.noise).
+        options: start, record, edit_velocity, edit_combined of `Sampler`.
         """
         schedule = Schedule(
             self.defaults.steps if steps is None else steps,
@@ -185,7 +187,12 @@ class Pipeline:
             schedule=schedule,
             seed=seed if noise is None else None,
             noise=noise,
+            **options,
         )
+
+    def restore(self, path: str | os.PathLike, **options: Any) -> Sampler:
+        """The run that `Sampler.snapshot` wrote, on this checkpoint. See `Sampler.restore`."""
+        return Sampler.restore(path, self.dit, **options)
 
     def decode(self, latents: np.ndarray, progress: Progress | None = None) -> Video:
         """Frames of a latent float32 (16, f, h, w) without reference slots (`Sampler.latents`): a Video of 4f - 3

@@ -106,6 +106,12 @@ class Sampler:
         if start is not None:
             self.schedule, noise = _start(self.schedule, source, start, noise)
         self.guidance = guidance.resolve(self.schedule)
+        for name, hook in (("edit_velocity", edit_velocity), ("edit_combined", edit_combined)):
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name}: expected a function of a Prediction, got {_arguments.short(hook)}")
+        if not isinstance(record, bool):
+            _arguments.instance("record", record, Collection, "True or step indices")
+            record = {_arguments.integer("record", k, 0, self.schedule.steps) for k in record}
         self.record, self.edit_velocity, self.edit_combined = record, edit_velocity, edit_combined
         self._prepared = texts if isinstance(texts, Prepared) else Prepared(model, source, dict(texts))
         self._plan = Plan(self.guidance, self.schedule, self._prepared)
@@ -226,7 +232,8 @@ class Sampler:
 
         ValueError: a step that was not recorded (`record`), a prompt that is missing.
         """
-        state = self._state() if at is None or at == self.index else self._records.get(at)
+        at = self.index if at is None else _arguments.integer("at", at, 0, self.schedule.steps)
+        state = self._state() if at == self.index else self._records.get(at)
         if state is None:
             known = ", ".join(map(str, sorted({*self._records, self.index})))
             raise ValueError(f"at: no copy of the state before step {at} was kept (see record=); there are: {known}")

@@ -270,7 +270,80 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     weight[3] = INFINITY;
     CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 2, branches, weight, 0, NULL) == IPVG_E_ARGUMENT && !sampler);
     CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 0, branches, weight, 0, NULL) == IPVG_E_ARGUMENT);
-    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, IPVG_SAMPLER_BRANCHES + 1, branches, weight, 0, NULL) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, IPVG_SAMPLER_BRANCHES + 1, branches, weight, 0, NULL) ==
+          IPVG_E_ARGUMENT);
+    ipvg_schedule_free(&s);
+}
+
+/* The same with everything that a branch can have and an operation of each kind; one state copied into a second run. */
+static void operations_take_no_memory_either(const ipvg_dit *dit, const ipvg_dit_text *text,
+                                             const ipvg_dit_context *context)
+{
+    ipvg_schedule *s = schedule_of(IPVG_UNIPC, STEPS);
+    const unsigned char blurred[1] = {IPVG_DIT_BLUR};
+    const float none[1] = {0.f}, some[1] = {0.7f};
+    const ipvg_dit_branch how = {.perturb = blurred,
+                                 .blur = 0.8f,
+                                 .nag = {text, 2.f, 2.5f, 0.5f},
+                                 .scale = none,
+                                 .reference_scale = none,
+                                 .reference_frames = 1};
+    const ipvg_sampler_branch branches[3] = {{.text = text, .context = context},
+                                             {.text = text, .context = context, .how = how},
+                                             {.text = text, .context = context, .field = true, .twin = 1}};
+    const ipvg_guidance_operation operations[4] = {
+        {.kind = IPVG_TCFG, .cond = 0, .uncond = 1},
+        {.kind = IPVG_APG, .cond = 0, .uncond = 1, .x0 = true, .momentum = 0.5, .norm = 3},
+        {.kind = IPVG_OPTIMAL_SCALE, .cond = 0, .uncond = 1},
+        {.kind = IPVG_RESCALE, .cond = 0, .uncond = -1, .phi = 0.5}};
+    ipvg_sampler *sampler = NULL, *other = NULL;
+    float weight[STEPS * 3], expected[COUNT];
+    int failures = 0;
+
+    for (int k = 0; k < STEPS; k++) weight[3 * k] = 3.f, weight[3 * k + 1] = -2.f, weight[3 * k + 2] = 1.f;
+    for (fail_at = 0;; fail_at++) {
+        ipvg_arena_free(&arena);
+        allocations = 0;
+        if (ipvg_sampler_new(&ex, &sampler, dit, s, 3, branches, weight, 4, operations) == IPVG_OK) break;
+        CHECK(!sampler && strstr(ctx.error, "as arranged"));
+        failures++;
+    }
+    CHECK(failures >= 2);
+    fail_at = -1;
+    CHECK(ipvg_sampler_set(&ex, sampler, start) == IPVG_OK);
+    CHECK(ipvg_sampler_set_field(&ex, sampler, 2, start) == IPVG_OK);
+    CHECK(ipvg_sampler_set_field(&ex, sampler, 0, start) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_sampler_new(&ex, &other, dit, s, 3, branches, weight, 4, operations) == IPVG_OK);
+    CHECK(ipvg_sampler_set_field(&ex, other, 2, start) == IPVG_OK);
+    allocations = 0;
+    for (int k = 0; k < STEPS; k++) {
+        if (k == 1) ipvg_sampler_set_scale(sampler, 1, some, some); /* its hint counts from here on: was it planned? */
+        if (k == 2) {
+            for (int i = 0; ipvg_sampler_state(sampler, i); i++)
+                memcpy(ipvg_sampler_state(other, i)->data, ipvg_sampler_state(sampler, i)->data, sizeof expected);
+            other->state.step = k;
+            ipvg_sampler_set_scale(other, 1, some, some);
+        }
+        CHECK(ipvg_sampler_combine(&ex, sampler) == IPVG_E_ARGUMENT && ipvg_sampler_advance(&ex, sampler) != IPVG_OK);
+        atomic_store(&ctx.cancel, 1);
+        CHECK(ipvg_sampler_predict(&ex, sampler) == IPVG_E_CANCELLED);
+        CHECK(ipvg_sampler_predict(&ex, sampler) == IPVG_OK);
+        CHECK(ipvg_sampler_combine(&ex, sampler) == IPVG_OK);
+        CHECK(ipvg_sampler_combine(&ex, sampler) == IPVG_OK); /* again: the running difference must not move twice */
+        CHECK(ipvg_sampler_advance(&ex, sampler) == IPVG_OK);
+    }
+    memcpy(expected, sampler->state.x.data, sizeof expected);
+    while (other->state.step < STEPS) CHECK(ipvg_sampler_step(&ex, other) == IPVG_OK);
+    CHECK(allocations == 0 && memcmp(expected, other->state.x.data, sizeof expected) == 0);
+    CHECK(other->forwards == 2 * (STEPS - 2)); /* the twin costs none */
+    for (int i = 0; i < COUNT; i++) CHECK(isfinite(expected[i]));
+    ipvg_sampler_free(&be, &sampler);
+    ipvg_sampler_free(&be, &other);
+
+    ipvg_guidance_operation bad = {.kind = IPVG_APG, .cond = 0, .uncond = 3};
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 3, branches, weight, 1, &bad) == IPVG_E_ARGUMENT && !sampler);
+    bad.uncond = 0;
+    CHECK(ipvg_sampler_new(&ex, &sampler, dit, s, 3, branches, weight, 1, &bad) == IPVG_E_ARGUMENT);
     ipvg_schedule_free(&s);
 }
 
@@ -298,6 +371,7 @@ int main(void)
     CHECK(ipvg_dit_text_new(&ex, &text, dit, &states) == IPVG_OK);
     CHECK(ipvg_dit_context_new(&ex, &context, dit, &vace, FRAMES) == IPVG_OK);
     the_sampler_steps_without_memory(dit, text, context);
+    operations_take_no_memory_either(dit, text, context);
 
     ipvg_dit_context_free(&be, &context);
     ipvg_dit_text_free(&be, &text);
