@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import guidance, parity, tasks
+    from . import guidance, lora, parity, tasks
     from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
     from .chat import RemoteError
     from .checkpoint import Checkpoint
     from .enhance import Enhanced, OfflineMiss, PromptEnhancer
     from .guidance import Branch, Guidance
+    from .lora import Lora
     from .memory import estimate as memory_estimate
     from .pipeline import Pipeline, generate
     from .sampler import Sampler, Step, noise
@@ -36,6 +37,7 @@ _HOME = {
     "checkpoint": ("Checkpoint",),
     "enhance": ("Enhanced", "OfflineMiss", "PromptEnhancer"),
     "guidance": ("Branch", "Guidance"),
+    "lora": ("Lora",),
     "pipeline": ("Pipeline", "generate"),
     "sampler": ("Sampler", "Step", "noise"),
     "schedule": ("Schedule",),
@@ -44,7 +46,7 @@ _HOME = {
     "video": ("Video", "read_image", "read_video"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("guidance", "parity", "tasks")
+_MODULES = ("guidance", "lora", "parity", "tasks")
 
 __all__ = ["__version__", "memory_estimate", *_MODULES, *_MODULE_OF]
 

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 from . import _arguments, _core
 from .checkpoint import Checkpoint
 from .guidance import PRESETS, Guidance
+from .lora import Lora, merged
 from .prepare import fit_mask, fit_video, vace_context
 from .sampler import Sampler
 from .schedule import Schedule
@@ -49,12 +50,13 @@ class Defaults:
 class Pipeline:
     """The models of one checkpoint on one device. Models are made at first use; weights stay in the mapped files.
 
-    Attributes: checkpoint (Checkpoint), device (_core.Device), defaults (Defaults).
+    Attributes: checkpoint (Checkpoint), device (_core.Device), defaults (Defaults), loras (those that act, in order).
     """
 
     def __init__(self, checkpoint: Checkpoint, device: _core.Device):
         self.checkpoint, self.device = checkpoint, device
         self.defaults = _defaults(checkpoint.path)
+        self.loras: tuple[Lora, ...] = ()
         self._zeros: dict = {}  # the encoded all-zero video, a constant per size and frame count
 
     @classmethod
@@ -100,7 +102,35 @@ class Pipeline:
 
     def _model(self, kind, name: str):
         component = self.checkpoint.components[name]
-        return kind(self.device, dataclasses.asdict(component.config), component.weights())
+        changed = merged(component, self.loras) if name == "dit" and self.loras else {}
+        return kind(self.device, dataclasses.asdict(component.config), component.weights(changed))
+
+    def load_lora(
+        self,
+        path: str | os.PathLike,
+        strength: float = 1.0,
+        blocks: Collection[int] | Mapping[int, float] | None = None,
+        *,
+        skip_unknown: bool = False,
+    ) -> Lora:
+        """A LoRA acts on the diffusion model from now on, added to those that do; samplers that exist keep their model.
+
+        Arguments and errors: `Lora.open`. Nothing is merged before the model is needed.
+        """
+        config = self.checkpoint.components["dit"].config
+        lora = Lora.open(path, config, strength=strength, blocks=blocks, skip_unknown=skip_unknown)
+        self._change_loras((*self.loras, lora))
+        return lora
+
+    def unload_lora(self, lora: Lora | None = None) -> None:
+        """Takes a LoRA away, or all. The weights are the file's again, to the last bit. ValueError: it does not act."""
+        if lora is not None and not any(one is lora for one in self.loras):
+            raise ValueError(f"lora: {lora!r} does not act on this pipeline")
+        self._change_loras(tuple(one for one in self.loras if lora is not None and one is not lora))
+
+    def _change_loras(self, loras: tuple[Lora, ...]) -> None:
+        self.loras = loras
+        self.__dict__.pop("dit", None)  # made again at its next use
 
     # ---- the stages ----
 

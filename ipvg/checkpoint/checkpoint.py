@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from .. import _core
 from .._core import FormatError
@@ -57,9 +59,13 @@ class Component:
         """Bytes of its tensors, in their own dtypes."""
         return sum(entry.nbytes for entry in self.entries.values())
 
-    def weights(self) -> _core.Weights:
-        """Maps the files. Only strided views of .pth files are copied. Raises FormatError, OSError."""
-        return _core.Weights({name: entry.source() for name, entry in self.entries.items()})
+    def weights(self, changed: Mapping[str, np.ndarray] | None = None) -> _core.Weights:
+        """Maps the files. Only strided views of .pth files are copied. Raises FormatError, OSError.
+
+        changed: float32 arrays that take the place of those tensors; the rest stays mapped."""
+        changed = changed or {}
+        sources = {name: changed[name] if name in changed else entry.source() for name, entry in self.entries.items()}
+        return _core.Weights(sources)
 
 
 @dataclass(frozen=True)
