@@ -1,4 +1,4 @@
-"""The `ipvg` command: generate, info, demo, parity.
+"""The `ipvg` command: generate, rerun, info, demo, parity.
 
 Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage, 130 stopped with Ctrl-C. Results go to
 stdout, progress and errors to stderr.
@@ -70,47 +70,50 @@ def _explain(error: Exception) -> str:
 
 
 def _generate(args) -> int:
+    from . import jobs
     from .progress import Progress
 
     _check_outputs(args)
-    guidance = _guidance(args)
+    settings = _settings(args)
     began = time.monotonic()
     with Progress(quiet=args.quiet) as progress:
-        video, record = _make_video(args, guidance, progress)
-    files = {"video": str(video.save(args.out))}
+        video, pipe = jobs.make(settings, progress, opened=None if args.quiet else _note)
+    files = jobs.save(video, args.out, pipe)
     if args.contact_sheet:
         files["contact_sheet"] = str(video.save_contact_sheet(args.contact_sheet))
-    _report(args, files, {**record, "seconds": round(time.monotonic() - began, 3)})
+    _report(args, files, {**settings, "seconds": round(time.monotonic() - began, 3)})
     return OK
 
 
-def _make_video(args, guidance, progress):
-    """(Video, record of the settings that made it)."""
-    from .pipeline import Pipeline
-    from .text import NEGATIVE
-    from .video import read_image, read_video
+def _settings(args) -> dict:
+    from . import jobs
 
-    pipe = Pipeline.load(args.checkpoint, device=args.device, threads=args.threads, dtype=args.dtype)
-    job = {
-        "size": args.size or pipe.defaults.size,
-        "frames": args.frames or pipe.defaults.frames,
-        "steps": args.steps or pipe.defaults.steps,
-        "shift": pipe.defaults.shift if args.shift is None else args.shift,
-        "solver": args.solver,
-        "seed": args.seed,
-    }
-    if pipe.defaults.note and not args.quiet:
+    given = {name: value for name, value in vars(args).items() if name in jobs.DEFAULTS and value is not None}
+    pads = dict(args.pad)
+    given |= {"images": args.image, "pad": pads, "guidance": _guidance(args).to_dict()}
+    try:
+        return jobs.resolve(given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _note(pipe) -> None:
+    if pipe.defaults.note:
         print(f"ipvg: {pipe.checkpoint.path.name}: {pipe.defaults.note}", file=sys.stderr)
-    references = [read_image(path) for path in args.image]
-    video = read_video(args.video) if args.video else None
-    mask = read_video(args.mask) if args.mask else None
-    negative = NEGATIVE if args.negative is None else args.negative
-    made = pipe.generate(
-        args.prompt, references, negative=negative, video=video, mask=mask, guidance=guidance, progress=progress, **job
-    )
-    record = {"prompt": args.prompt, "negative": negative, "checkpoint": str(pipe.checkpoint.path)}
-    record |= {"dtype": args.dtype, **job}
-    return made, {**record, "guidance": guidance.to_dict()}
+
+
+def _rerun(args) -> int:
+    from . import jobs
+    from .progress import Progress
+
+    with Progress(quiet=args.quiet) as progress:
+        done = jobs.rerun(args.manifest, args.out, anyway=args.anyway, progress=progress)
+    for difference in done.differences:
+        print(f"ipvg: {difference}", file=sys.stderr)
+    _report(args, done.files, {"differences": done.differences, "same": done.same})
+    if not args.json:
+        print("the same bytes" if done.same else "NOT the same bytes")
+    return OK if done.same else FAILED
 
 
 def _demo(args) -> int:
@@ -208,6 +211,16 @@ def _frames(text: str) -> int:
     return int(text)
 
 
+def _lora(text: str) -> tuple[str, float]:
+    name, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(strength)
+    except ValueError:
+        return text, 1.0  # a name with "=" in it
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
@@ -241,7 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--threads", type=_count, help="threads (default: all cores)")
     work.add_argument("--device", default="cpu", help="default: cpu")
-    work.add_argument("--quiet", action="store_true", help="no progress")
+    quiet = argparse.ArgumentParser(add_help=False)
+    quiet.add_argument("--quiet", action="store_true", help="no progress")
 
     parser = argparse.ArgumentParser(
         prog="ipvg",
@@ -265,12 +279,29 @@ def _parser() -> argparse.ArgumentParser:
         "  ipvg generate --prompt 'Rain on a window.' --frames 17 --size 320x192 --steps 20 --out rain.mp4\n"
         "  ipvg generate --checkpoint ~/Wan2.1-VACE-1.3B --image a.png --prompt '...' --guidance tpige_aligned \\\n"
         "                --weight w=5 --weight s=0.5 --out a.mp4\n"
+        "  ipvg generate --task first-frame --first photo.png --prompt '...' --lora style.safetensors=0.8 --out a.mp4\n"
+        "  ipvg generate --task outpaint --video in.mp4 --pad left=0.5 --pad right=0.5 --prompt '...' --out wide.mp4\n"
         "  ipvg generate --video in.mp4 --mask mask.mp4 --prompt '...' --guidance my_guidance.json --out out.mp4",
-        work,
+        work, quiet,
     )  # fmt: skip
     sub.add_argument("--prompt", required=True, help="what the video shows")
     sub.add_argument("--negative", help="what it does not (default: Wan2.1's own negative prompt)")
+    sub.add_argument(
+        "--task", metavar="NAME",
+        help="text, image, references, control, inpaint, outpaint, first-frame, last-frame, first-last, extend-after, "
+        "extend-before (default: images, video and mask as they are)",
+    )  # fmt: skip
     sub.add_argument("--image", action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
+    sub.add_argument("--first", metavar="FILE", help="picture that the video begins with")
+    sub.add_argument("--last", metavar="FILE", help="picture that it ends with")
+    sub.add_argument(
+        "--pad", action="append", type=_named_weight, default=[], metavar="SIDE=X",
+        help="for outpaint: left, right, top or bottom gets X times the video's width or height",
+    )  # fmt: skip
+    sub.add_argument("--keep", type=_count, metavar="N", help="for extend-*: frames of the video that are shown again")
+    sub.add_argument(
+        "--lora", action="append", type=_lora, default=[], metavar="FILE[=STRENGTH]", help="may be repeated"
+    )
     sub.add_argument("--video", metavar="FILE", help="source video to edit or extend")
     sub.add_argument("--mask", metavar="FILE", help="of the source video: white is generated anew, black is kept")
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
@@ -289,6 +320,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--contact-sheet", metavar="FILE.png", help="also eight frames on one picture")
 
     sub = command(
+        "rerun", _rerun, "The video of a manifest again: the same bytes, or what has changed since.",
+        "  ipvg rerun alice.mp4.json\n"
+        "  ipvg rerun alice.mp4.json --out again.mp4 --anyway     # although something changed",
+        quiet,
+    )  # fmt: skip
+    sub.add_argument("manifest", metavar="FILE.json", help="what `ipvg generate` wrote beside its video")
+    sub.add_argument("--out", metavar="FILE", help="default: the old name with -rerun, beside the manifest")
+    sub.add_argument("--anyway", action="store_true", help="go on although versions, checkpoint or inputs changed")
+
+    sub = command(
         "info", _info, "What a checkpoint folder holds, and the memory that it needs.",
         "  ipvg info ~/Wan2.1-VACE-1.3B\n"
         "  ipvg info ~/Wan2.1-VACE-1.3B --sha256 --check      # hash the files, test the tokenizer\n"
@@ -302,7 +343,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", _demo, "A bundled photo and a sentence become demo.mp4 and a contact sheet.",
         "  ipvg demo\n"
         "  ipvg demo --out /tmp/demo --smallest",
-        work,
+        work, quiet,
     )  # fmt: skip
     sub.add_argument("--out", default="out", metavar="FOLDER", help="made if it is not there (default: out)")
     sub.add_argument("--smallest", action="store_true", help="the least size and steps that use every stage")

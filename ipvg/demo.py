@@ -30,28 +30,15 @@ def run(
     began = time.monotonic()
     picture = _repository() / "models" / "examples" / "astronaut.png"
     checkpoint, trained = _checkpoint()
-    pipe = Pipeline.load(checkpoint, threads=threads)
-    job: dict[str, Any] = {} if trained else dict(UNTRAINED)
-    if smallest:
-        job = dict(SMALLEST)
-    guidance = PRESETS["tpige_code"]()
-    video = pipe.generate(PROMPT, [read_image(picture)], guidance=guidance, progress=progress, **job)
+    size = SMALLEST if smallest else {} if trained else UNTRAINED
+    settings = jobs.resolve(
+        {"prompt": PROMPT, "images": [str(picture)], "checkpoint": str(checkpoint), "threads": threads, **size}
+    )
+    video, pipe = jobs.make(settings, progress)
     out.mkdir(parents=True, exist_ok=True)
-    files = {
-        "picture": str(picture),
-        "video": str(video.save(out / "demo.mp4")),
-        "contact_sheet": str(video.save_contact_sheet(out / "demo.png")),
-    }
-    record = {
-        "prompt": PROMPT,
-        "checkpoint": str(checkpoint),
-        "noise": not trained,
-        "guidance": guidance.to_dict(),
-        "size": list(video.size),
-        "frames": len(video),
-        "seconds": round(time.monotonic() - began, 3),
-    }
-    return files, record
+    files = {"picture": str(picture), **jobs.save(video, out / "demo.mp4", pipe)}
+    files["contact_sheet"] = str(video.save_contact_sheet(out / "demo.png"))
+    return files, {**settings, "noise": not trained, "seconds": round(time.monotonic() - began, 3)}
 
 
 def _checkpoint() -> tuple[Path, bool]:

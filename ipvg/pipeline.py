@@ -26,6 +26,7 @@ from . import _arguments, _core
 from .checkpoint import Checkpoint
 from .guidance import PRESETS, Guidance
 from .lora import Lora, merged
+from .manifest import Stages, describe
 from .prepare import fit_mask, fit_video, vace_context
 from .sampler import Sampler
 from .schedule import Schedule
@@ -252,7 +253,8 @@ class Pipeline:
         **sampling: Any,
     ) -> Video:
         """All stages as one call. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
-        sigmas_from, seed, noise); only the prompts that the guidance needs are encoded."""
+        sigmas_from, seed, noise); only the prompts that the guidance needs are encoded. The result's `manifest` holds
+        all settings, and each stage's seconds and peak memory."""
         guidance = PRESETS["tpige_code"]() if guidance is None else guidance
         known = {"cond": prompt, "negative": negative, "null": ""}
         if unknown := [name for name in guidance.texts if name not in known]:
@@ -260,13 +262,22 @@ class Pipeline:
                 f"guidance: its branches ask for the text {unknown[0]!r}; generate() knows {', '.join(known)}. "
                 "Call encode_text and sampler yourself for others"
             )
-        text = self.encode_text({name: known[name] for name in guidance.texts}, progress)
+        stages = Stages()
+        prompts = {name: known[name] for name in guidance.texts}
+        with stages.stage("text"):
+            text = self.encode_text(prompts, progress)
         _tell(progress, "source", 0, 1)
-        source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
+        with stages.stage("source"):
+            source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
         _tell(progress, "source", 1, 1)
-        run = self.sampler(text, source, guidance, **sampling)
-        run.run(progress=(lambda p: progress("denoising", p.done, p.total)) if progress else False)
-        return self.decode(run.latents, progress)
+        with stages.stage("denoising"):
+            run = self.sampler(text, source, guidance, **sampling)
+            run.run(progress=(lambda p: progress("denoising", p.done, p.total)) if progress else False)
+        with stages.stage("decoding"):
+            made = self.decode(run.latents, progress)
+        inputs = {"references": list(references), "video": video, "mask": mask, "noise": sampling.get("noise")}
+        made.manifest = describe(self, run, source, prompts, inputs, stages)
+        return made
 
 
 def generate(

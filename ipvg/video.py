@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,6 +133,7 @@ class Video:
     """Frames and their rate; shows itself in a notebook.
 
     frames: uint8 (F, H, W, 3), RGB, taken as it is when contiguous. fps: frames a second.
+    manifest: what made it (manifest.py); None for a video that was read or put together.
     ``len(video)``, ``video[3]`` (a frame), ``video[10:20]`` (a Video), ``for frame in video`` and ``np.asarray(video)``
     work.
 
@@ -148,6 +150,7 @@ class Video:
             raise ValueError("fps: expected more than 0")
         self.frames = np.ascontiguousarray(frames)
         self.fps = float(fps)
+        self.manifest: dict[str, Any] | None = None
 
     @classmethod
     def from_float(cls, frames, fps: float = FPS) -> Video:

@@ -9,6 +9,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <libavutil/avutil.h>
+
 #include "../io/image.h"
 #include "../io/jpeg.h"
 #include "../io/mp4.h"
@@ -120,6 +122,12 @@ static PyObject *encode_jpeg(PyObject *module, PyObject *args)
     free(jpeg);
     PyBuffer_Release(&rgb);
     return result;
+}
+
+static PyObject *version(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyUnicode_FromString(av_version_info());
 }
 
 /* ---- Reader and Writer: one call at a time each, as the C objects behind them demand ---- */
@@ -373,6 +381,7 @@ static PyMethodDef functions[] = {
      "blend\ntransparency onto white instead of dropping it."},
     {"write_png", write_png, METH_VARARGS, "write_png(path, rgb, height, width)"},
     {"encode_jpeg", encode_jpeg, METH_VARARGS, "encode_jpeg(rgb, height, width, max_side, quality) -> bytes"},
+    {"version", version, METH_NOARGS, "version() -> str\n\nFFmpeg's."},
     {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};

@@ -31,8 +31,8 @@ def test_the_same_file_gives_the_same_velocity(folders, tmp_path, scheme, alpha,
     rng, tensors, rank = np.random.default_rng(0), {}, 4
     for module in LAYERS:
         rows, columns = expected(component.config)[f"{module}.weight"]
-        tensors[f"{key(module)}.{down}.weight"] = rng.standard_normal((rank, columns), np.float32) * 0.1
-        tensors[f"{key(module)}.{up}.weight"] = rng.standard_normal((rows, rank), np.float32) * 0.1
+        tensors[f"{key(module)}.{down}.weight"] = rng.standard_normal((rank, columns), np.float32) * 0.2
+        tensors[f"{key(module)}.{up}.weight"] = rng.standard_normal((rows, rank), np.float32) * 0.2
         if alpha is not None:
             tensors[f"{key(module)}.alpha"] = np.array(alpha, np.float32)
     path = tmp_path / "lora.safetensors"

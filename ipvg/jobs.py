@@ -1,0 +1,191 @@
+"""A job: plain settings, as the command line gives them and a manifest keeps them, become a video.
+
+>>> settings = jobs.resolve({"prompt": "A woman smiles.", "images": ["alice.png"]})
+>>> video, pipe = jobs.make(settings)
+>>> jobs.save(video, "alice.mp4", pipe)                    # and alice.mp4.json
+>>> jobs.rerun("alice.mp4.json", "again.mp4").same         # True: the same bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import manifest, tasks
+from .guidance import PRESETS, Guidance
+from .pipeline import Pipeline, Progress
+from .text import NEGATIVE
+from .video import Video, read_image, read_video
+
+Settings = dict[str, Any]
+
+#: Every setting and its default. Paths are text; "lora" is a list of [path, strength]; None: the checkpoint's.
+DEFAULTS: Settings = {
+    "prompt": "",
+    "negative": NEGATIVE,
+    "task": None,
+    "images": [],
+    "video": None,
+    "mask": None,
+    "first": None,
+    "last": None,
+    "pad": {},
+    "keep": None,
+    "checkpoint": None,
+    "lora": [],
+    "device": "cpu",
+    "threads": None,
+    "dtype": "float32",
+    "size": None,
+    "frames": None,
+    "steps": None,
+    "shift": None,
+    "solver": "unipc",
+    "sigmas_from": "official",
+    "seed": 2025,
+    "guidance": None,
+}
+
+#: Task -> (settings that it needs, settings that it takes as well). All take images but text.
+NEEDS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    None: ((), ("images", "video", "mask")),
+    "text": ((), ()),
+    "image": ((), ("images",)),
+    "references": (("images",), ()),
+    "control": (("video",), ("images",)),
+    "inpaint": (("video", "mask"), ("images",)),
+    "outpaint": (("video", "pad"), ("images",)),
+    "first-frame": (("first",), ("images",)),
+    "last-frame": (("last",), ("images",)),
+    "first-last": (("first", "last"), ("images",)),
+    "extend-after": (("video",), ("images", "keep")),
+    "extend-before": (("video",), ("images", "keep")),
+}
+_FILES = ("images", "video", "mask", "first", "last")
+_INPUTS = (*_FILES, "pad", "keep")
+
+
+def resolve(settings: Mapping[str, Any]) -> Settings:
+    """All settings, the defaults filled in, paths absolute. ValueError names what is unknown, missing or of no use."""
+    if unknown := [name for name in settings if name not in DEFAULTS]:
+        raise ValueError(f"settings: {unknown[0]!r} is none of {', '.join(DEFAULTS)}")
+    out = {**DEFAULTS, **settings}
+    if out["task"] not in NEEDS:
+        raise ValueError(f"task: expected one of {', '.join(name for name in NEEDS if name)}, got {out['task']!r}")
+    needed, taken = NEEDS[out["task"]]
+    for name in needed:
+        if not out[name]:
+            raise ValueError(f"task {out['task']} needs {name}")
+    for name in _INPUTS:
+        if out[name] and name not in (*needed, *taken):
+            raise ValueError(f"task {out['task'] or '(none given)'} does not take {name}")
+    out["images"] = [str(Path(path).absolute()) for path in out["images"]]
+    for name in _FILES[1:]:
+        out[name] = str(Path(out[name]).absolute()) if out[name] else None
+    out["lora"] = [[str(Path(path).absolute()), float(strength)] for path, strength in out["lora"]]
+    out["checkpoint"] = str(Path(out["checkpoint"]).absolute()) if out["checkpoint"] else None
+    if out["guidance"] is None:
+        out["guidance"] = PRESETS["tpige_code"]().to_dict()
+    return out
+
+
+def make(settings: Settings, progress: Progress | None = None, opened=None) -> tuple[Video, Pipeline]:
+    """A video from `resolve`d settings; what was left open is filled in there: checkpoint, threads, size, frames,
+    steps, shift. opened: called with the pipeline before the work. Raises what the stages raise."""
+    pipe = Pipeline.load(
+        settings["checkpoint"], device=settings["device"], threads=settings["threads"], dtype=settings["dtype"]
+    )
+    settings["checkpoint"], settings["threads"] = str(pipe.checkpoint.path.absolute()), pipe.device.threads
+    for name in ("steps", "shift"):
+        settings[name] = getattr(pipe.defaults, name) if settings[name] is None else settings[name]
+    if opened:
+        opened(pipe)
+    for path, strength in settings["lora"]:
+        pipe.load_lora(path, strength)
+    inputs = _inputs(settings, pipe)
+    settings["size"], settings["frames"] = list(inputs["size"]), inputs["frames"]
+    sampling = {name: settings[name] for name in ("steps", "shift", "solver", "sigmas_from", "seed")}
+    video = pipe.generate(
+        settings["prompt"], negative=settings["negative"], guidance=Guidance.from_dict(settings["guidance"]),
+        progress=progress, **inputs, **sampling,
+    )  # fmt: skip
+    video.manifest["settings"] = settings
+    video.manifest["files"] = [
+        {"role": name, "path": path, "sha256": manifest.sha256(path)}
+        for name in _FILES
+        for path in (settings[name] if name == "images" else [settings[name]])
+        if path
+    ]
+    return video, pipe
+
+
+def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
+    """The keyword arguments of `Pipeline.encode_source`."""
+    task, images = settings["task"], [read_image(path) for path in settings["images"]]
+    given = {
+        "size": tuple(settings["size"] or pipe.defaults.size),
+        "frames": settings["frames"] or pipe.defaults.frames,
+        "references": images,
+    }
+    video = read_video(settings["video"]) if settings["video"] else None
+    mask = read_video(settings["mask"]) if settings["mask"] else None
+    first, last = (read_image(settings[name]) if settings[name] else None for name in ("first", "last"))
+    if task is None:
+        return {**given, "video": video, "mask": mask}
+    if task == "text":
+        return tasks.text(size=given["size"], frames=given["frames"])
+    if task == "image":
+        return tasks.image(images, size=given["size"])
+    if task == "references":
+        return tasks.references(images, size=given["size"], frames=given["frames"])
+    if task == "control":
+        return tasks.control(video, **given)
+    if task == "inpaint":
+        return tasks.inpaint(video, mask, **given)
+    if task == "outpaint":
+        return tasks.outpaint(video, **settings["pad"], **given)
+    if task == "first-last":
+        return tasks.first_last(first, last, **given)
+    if task in ("extend-after", "extend-before"):
+        return tasks.TASKS[task](video, keep=settings["keep"], **given)
+    return tasks.TASKS[task](first if task == "first-frame" else last, **given)
+
+
+def save(video: Video, path, pipe: Pipeline) -> dict[str, str]:
+    """Writes the video and its manifest; what -> path."""
+    out = video.save(path)
+    return {"video": str(out), "manifest": str(manifest.write(video.manifest, out, pipe.checkpoint))}
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """files: what -> path. differences: what has changed since (manifest.differences). same: the video's bytes are."""
+
+    files: dict[str, str]
+    differences: list[str]
+    same: bool
+
+
+def rerun(path, out=None, *, anyway: bool = False, progress: Progress | None = None) -> Rerun:
+    """Makes a manifest's video again, as `out` (None: its name + "-rerun", beside the manifest).
+
+    anyway: go on although something has changed, which is an error otherwise.
+    Raises ValueError that lists the differences, or for a manifest of the Python API, whose inputs were arrays.
+    """
+    old = manifest.read(path)
+    if "settings" not in old:
+        raise ValueError(f"{path}: made from arrays in Python, not by `ipvg generate`: there are no files to rerun from")
+    settings = resolve(old["settings"])
+    pipe = Pipeline.load(settings["checkpoint"], threads=settings["threads"])
+    found = manifest.differences(old, pipe.checkpoint)
+    if found and not anyway:
+        raise ValueError(f"{path}: no longer as it was: {'; '.join(found)}")
+    name = Path(old["output"]["path"])
+    target = Path(path).parent / f"{name.stem}-rerun{name.suffix}" if out is None else Path(out)
+    video, pipe = make(settings, progress)
+    files = save(video, target, pipe)
+    new = manifest.read(files["manifest"])["output"]
+    same = all(new.get(key) == old["output"].get(key) for key in ("sha256", "files"))
+    return Rerun(files, found, same)
