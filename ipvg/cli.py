@@ -186,7 +186,7 @@ def _guidance(args):
 
 def _report(args, files: dict[str, str], record: dict) -> None:
     if args.json:
-        print(json.dumps({**files, **record}, indent=1))
+        print(json.dumps({**record, **files}, indent=1))  # "video" is the one made, not the source
     else:
         for what, path in files.items():
             print(f"{what.replace('_', ' ')}: {path}")
@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lora", action="append", type=_lora, default=[], metavar="FILE[=STRENGTH]", help="may be repeated"
     )
     sub.add_argument("--video", metavar="FILE", help="source video to edit or extend")
-    sub.add_argument("--mask", metavar="FILE", help="of the source video: white is generated anew, black is kept")
+    sub.add_argument("--mask", metavar="FILE", help="video or picture; of --video: white is made anew, black kept")
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
     sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
     sub.add_argument("--size", type=_size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")

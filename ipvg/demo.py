@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .guidance import PRESETS
-from .pipeline import Pipeline, bundled
-from .video import read_image
+from . import jobs
+from .pipeline import bundled
 
 PROMPT = "An astronaut in an orange suit smiles and turns her head; behind her a flag moves slowly in the wind."
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest, tasks
+from ._core import FormatError
 from .guidance import PRESETS, Guidance
 from .pipeline import Pipeline, Progress
 from .text import NEGATIVE
@@ -130,7 +131,7 @@ def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
         "references": images,
     }
     video = read_video(settings["video"]) if settings["video"] else None
-    mask = read_video(settings["mask"]) if settings["mask"] else None
+    mask = _mask(settings["mask"]) if settings["mask"] else None
     first, last = (read_image(settings[name]) if settings[name] else None for name in ("first", "last"))
     if task is None:
         return {**given, "video": video, "mask": mask}
@@ -151,6 +152,17 @@ def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     if task in ("extend-after", "extend-before"):
         return tasks.TASKS[task](video, keep=settings["keep"], **given)
     return tasks.TASKS[task](first if task == "first-frame" else last, **given)
+
+
+def _mask(path: str) -> Video:
+    """A mask's frames; a picture is one frame, which stands for all."""
+    try:
+        return read_video(path)
+    except FormatError as error:
+        try:
+            return Video(read_image(path)[None])
+        except FormatError:
+            raise error from None
 
 
 def save(video: Video, path, pipe: Pipeline) -> dict[str, str]:
@@ -176,7 +188,7 @@ def rerun(path, out=None, *, anyway: bool = False, progress: Progress | None = N
     """
     old = manifest.read(path)
     if "settings" not in old:
-        raise ValueError(f"{path}: made from arrays in Python, not by `ipvg generate`: there are no files to rerun from")
+        raise ValueError(f"{path}: made from arrays in Python, so there are no files to make it from again")
     settings = resolve(old["settings"])
     pipe = Pipeline.load(settings["checkpoint"], threads=settings["threads"])
     found = manifest.differences(old, pipe.checkpoint)

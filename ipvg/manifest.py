@@ -162,7 +162,7 @@ def checkpoint_hashes(checkpoint) -> dict[str, str]:
     """File name (relative) -> sha256, the tokenizer's and the configurations' too."""
     files = {file for component in checkpoint.components.values() for file in component.files}
     files |= {checkpoint.tokenizer_path} if checkpoint.tokenizer_path else set()
-    files |= {path for path in (*checkpoint.path.glob("*.json"), *checkpoint.path.glob("*/config.json"))}
+    files.update(checkpoint.path.glob("*.json"), checkpoint.path.glob("*/config.json"))
     return {str(file.relative_to(checkpoint.path)): sha256(file) for file in sorted(files)}
 
 

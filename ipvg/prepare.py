@@ -107,7 +107,8 @@ def fit_mask(
     ids = [0] * count if total == 1 else frame_ids(total, count)
     if (h, w) == (height, width):
         return mask[ids]
-    if like is not None and abs(w * like[1] - like[2] * h) > max(like[1], like[2]):  # more than a pixel apart
+    apart = 0 if like is None else abs(w * like[1] - like[2] * h) / max(like[1], like[2])
+    if like is not None and (apart > 1 or (h == like[1]) != (w == like[2])):  # half as large may be a pixel off
         raise ValueError(
             f"mask: {w}x{h} has not the shape of its video's {like[2]}x{like[1]}: cut to {width}x{height} it would not "
             "lie on it"
