@@ -79,10 +79,10 @@ def run(dit, x, t, text, context, **options):
 
 
 def blur_matrix(n, sigma):
-    """(n, n): a Gaussian line filter of 2 ceil(3 sigma) + 1 taps over a line that is mirrored without its ends."""
+    """(n, n): a Gaussian line filter of SEG's number of taps over a line that is mirrored without its ends."""
     if np.isinf(sigma):
         return np.full((n, n), 1 / n)
-    radius = int(np.ceil(3 * sigma))
+    radius = int(np.ceil(6 * sigma)) // 2  # kernel_size = ceil(6 sigma), made odd
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     padded = np.pad(np.eye(n), ((radius, radius), (0, 0)), mode="reflect")  # row i: what stands at place i - radius
     return np.stack([taps / taps.sum() @ padded[i : i + 2 * radius + 1] for i in range(n)])

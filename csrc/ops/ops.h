@@ -47,8 +47,8 @@ ipvg_status ipvg_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, c
  * order whatever the number of threads. All x float32 of one shape, contiguous; 1 <= n <= IPVG_GRAM_MAX. */
 #define IPVG_GRAM_MAX 4
 ipvg_status ipvg_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
-/* y (F * rows * cols, D) = each frame of x blurred over its rows and columns: Gaussian of `sigma` tokens (> 0), cut at 3
- * sigma, borders mirrored without repeating the edge; sigma INFINITY: the mean of the frame. In place allowed. */
+/* y (F * rows * cols, D) = each frame of x blurred over its rows and columns: Gaussian of `sigma` tokens (> 0), cut after
+ * ceil(6 sigma) / 2 of them, borders mirrored without repeating the edge; sigma INFINITY: the frame's mean. In place too. */
 ipvg_status ipvg_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
                              float sigma);
 /* Normalised attention guidance: g = scale p - (scale - 1) n by rows (L, D); where |g|_1 > tau |p|_1, g is shrunk to that;

@@ -84,7 +84,7 @@ static void blur_weights(float *w, int64_t n, float sigma)
         return;
     }
     /* Beyond 64 lines' worth the kernel is flat: the mean of the mirrored line, at a bounded cost. */
-    const int64_t radius = (int64_t)fmin(ceil(3.0 * (double)sigma), 64.0 * (double)n);
+    const int64_t radius = (int64_t)fmin(floor(ceil(6.0 * (double)sigma) / 2), 64.0 * (double)n);
     double total = 0;
     memset(w, 0, (size_t)(n * n) * sizeof *w);
     for (int64_t k = -radius; k <= radius; k++) total += exp(-0.5 * (double)(k * k) / ((double)sigma * (double)sigma));
