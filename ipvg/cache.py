@@ -29,6 +29,9 @@ _FIELDS = {"content": str, "finish_reason": str, "model": str, "prompt_tokens": 
 _MAX_LINE = 1 << 24
 
 
+_inherited: list = []  # connections of a parent process: SQLite must neither use nor close them after a fork
+
+
 class CacheWarning(UserWarning):
     """An answer could not be stored; it was returned all the same, since it is paid for."""
 
@@ -127,6 +130,7 @@ class Cache:
     @contextmanager
     def _open(self):
         if getattr(self._local, "db", None) is None or self._local.process != os.getpid():
+            _inherited.append(getattr(self._local, "db", None))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, timeout=60, check_same_thread=False, factory=_Connection)
             try:

@@ -108,6 +108,7 @@ class Endpoint:
         self.limits = limits or Limits()
         ca_file = os.environ.get("SSL_CERT_FILE") if ca_file is None else ca_file
         self._ca_file = os.fspath(ca_file) if ca_file else None
+        self._process = os.getpid()
         self._idle: list = []
         self._running: set = set()
         self._lock = threading.Lock()
@@ -131,6 +132,9 @@ class Endpoint:
             raise ValueError("api_key: OpenAI needs one; give api_key or set OPENAI_API_KEY")
         limits = self.limits
         with self._lock:
+            if self._process != os.getpid():  # after a fork the connections are the parent's: not to be used or closed
+                self._inherited, self._idle, self._running = (self._idle, self._running), [], set()
+                self._process = os.getpid()
             client = self._idle.pop() if self._idle else _remote().Client()
             self._running.add(client)
         try:

@@ -137,6 +137,14 @@ def test_content_in_parts():
     assert answer["content"] == "one two"
 
 
+@pytest.mark.parametrize("start", ["", "x", "xy", "xyz"])
+def test_long_names_are_cut_between_characters(start):
+    body = {**completion(reason=start + "🙂" * 40), "model": start + "é🙂" * 100}
+    answer, _ = ask(script(http(body)))
+    assert len(answer["model"].encode()) in range(122, 128) and body["model"].startswith(answer["model"])
+    assert len(answer["finish_reason"].encode()) in range(26, 32)
+
+
 def test_usage_may_be_missing():
     body = completion()
     del body["usage"]
@@ -242,7 +250,8 @@ def test_gzip_bomb_is_not_inflated():
         (b"[" + b"0," * 200_000 + b"0]", "more than 100000 values"),
         (b'{"error": {"message": "quota is used up"}}', "quota is used up"),
         (b'{"error": "model is loading"}', "model is loading"),
-        (b'{"error": {}}', "an error"),
+        (b'{"error": {}}', "an error that is not explained"),
+        (b'{"error": "\x7f"}', "an error that is not explained"),
         (b"<html><body>Log in</body></html>", "not JSON"),
     ],
 )  # fmt: skip
@@ -438,3 +447,25 @@ def test_key_shows_nowhere(capfd):
 def test_short_placeholder_keys_damage_no_text():
     body = json.dumps(completion("none of it is EMPTY")).encode()
     assert ask(script(http(body)), key="EMPTY")[0]["content"] == "none of it is EMPTY"
+
+
+def test_a_forked_process_leaves_the_connection_alone():
+    program = (
+        "import os, sys; from ipvg.chat import *\n"
+        "e = Endpoint('m', sys.argv[1], '')\n"
+        "ask = lambda: e.ask((('user', ('x',)),), {})['content']\n"
+        "ask(); child = os.fork()\n"
+        "if child == 0: ask(); os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0; print(ask())\n"
+    )
+    with Server(script(http())) as server:
+        done = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60)
+        assert done.stdout == "A fine reply.\n", done.stderr
+        assert len(server.requests) == 3 and server.connections == 2
+
+
+def test_without_the_extension_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipvg._remote", None)
+    monkeypatch.delattr(ipvg, "_remote")
+    with pytest.raises(ipvg.UnsupportedError, match="apt-get install pkg-config libcurl4-openssl-dev libcjson-dev"):
+        Endpoint("m", "http://127.0.0.1:9/v1", "").ask(HELLO, {})

@@ -118,15 +118,20 @@ static const char *error_text(const cJSON *root)
     return text;
 }
 
+/* Control characters become spaces, runs of spaces one; what has no room is cut between characters. */
 static void copy_printable(char *out, size_t room, const char *text, size_t size)
 {
-    size_t n = 0;
-    for (size_t i = 0; i < size && n + 1 < room; i++) {
+    size_t n = 0, i = 0;
+    for (; i < size && n + 1 < room; i++) {
         unsigned char c = (unsigned char)text[i];
         if (c > 32 && c != 127)
             out[n++] = (char)c;
         else if (n && out[n - 1] != ' ')
             out[n++] = ' ';
+    }
+    if (i < size && ((unsigned char)text[i] & 0xc0) == 0x80) { /* inside a character: take its start away too */
+        while (n && ((unsigned char)out[n - 1] & 0xc0) == 0x80) n--;
+        if (n && (unsigned char)out[n - 1] >= 0xc0) n--;
     }
     while (n && out[n - 1] == ' ') n--;
     out[n] = 0;
@@ -213,8 +218,8 @@ ipvg_status ipvg_chat_read(ipvg_context *ctx, ipvg_chat_answer *answer, const ch
     if (who) copy_printable(answer->model, sizeof answer->model, who, strlen(who));
     if (error && !cJSON_IsNull(error)) {
         const char *message = error_text(root);
-        copy_printable(said, sizeof said, message ? message : "an error", message ? strlen(message) : 8);
-        status = ipvg_fail(ctx, IPVG_E_BACKEND, "%s", said);
+        copy_printable(said, sizeof said, message ? message : "", message ? strlen(message) : 0);
+        status = ipvg_fail(ctx, IPVG_E_BACKEND, "%s", said[0] ? said : "an error that is not explained");
     } else if (!cJSON_IsArray(choices)) {
         status = ipvg_fail(ctx, IPVG_E_FORMAT, "choices: expected a list; this is no chat completion");
     } else if (cJSON_GetArraySize(choices) == 0) {

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz --minutes 10 [--target pickle]
 
-Needs atheris (pip install atheris) and, for the C target, clang. Inputs with a new outcome are added to
-tests/fuzz/corpus, which tests/test_fuzz_corpus.py and tests/c/test_weights_fuzz.c replay. A crash leaves its input in
+Needs atheris (pip install atheris) and, for the C targets, clang. Inputs with a new outcome are added to
+tests/fuzz/corpus, which tests/test_fuzz_corpus.py and tests/c/test_*_fuzz.c replay. A crash leaves its input in
 build/fuzz and ends with 1."""
 
 from __future__ import annotations
@@ -23,18 +23,23 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "fuzz"
 PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_file", "tensor_names")
-MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128}
+# Target: (what is compiled beside csrc/base, libraries)
+C = {
+    "weights": (["csrc/model/weights.c"], ["-lm"]),
+    "chat": (["csrc/remote/chat.c", "csrc/remote/json.c"], ["-lcjson", "-lm"]),
+}
+MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096}
 
 
 def command(target: str) -> list[str]:
-    if target != "weights":
+    if target not in C:
         return [sys.executable, str(HERE / "one.py"), target]
-    program = BUILD / "fuzz_weights"
-    sources = [HERE / "fuzz_weights.c", ROOT / "csrc/model/weights.c", *sorted((ROOT / "csrc/base").glob("*.c"))]
+    program, (files, libraries) = BUILD / f"fuzz_{target}", C[target]
+    sources = [HERE / f"fuzz_{target}.c", *(ROOT / file for file in files), *sorted((ROOT / "csrc/base").glob("*.c"))]
     flags = ["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-fsanitize=fuzzer,address,undefined"]
     flags += ["-fno-sanitize-recover=undefined"]
     compiler = shutil.which("clang") or shutil.which("clang-14") or "clang"
-    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program), "-lm"], check=True)
+    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program), *libraries], check=True)
     return [str(program)]
 
 
@@ -50,10 +55,10 @@ def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
     log = BUILD / f"{target}.log"
     with log.open("wb") as out:
         status = subprocess.run([*run, *limits, *time, str(work), str(corpus)], stdout=out, stderr=out).returncode
-        if status == 0 and target == "weights":
+        if status == 0 and target in C:
             merge = [*run, *limits, "-merge=1", str(corpus), str(work)]
             status = subprocess.run(merge, stdout=out, stderr=out).returncode
-    if status == 0 and target != "weights":  # atheris cannot merge
+    if status == 0 and target not in C:  # atheris cannot merge
         keep(target, corpus, work)
     lines = log.read_text(errors="replace").splitlines()
     return target, status, "\n".join(line for line in lines if line.startswith(("stat::number_of", "SUMMARY", "Done")))
@@ -80,9 +85,9 @@ def keep(target: str, corpus: Path, work: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzzes the checkpoint parsers.")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzzes the parsers of untrusted bytes.")
     parser.add_argument("--minutes", type=float, default=10, help="for each target (default 10)")
-    parser.add_argument("--target", action="append", choices=[*PYTHON, "weights"], help="default: all")
+    parser.add_argument("--target", action="append", choices=[*PYTHON, *C], help="default: all")
     args = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         print(f"fuzz: atheris is missing: {sys.executable} -m pip install atheris", file=sys.stderr)
@@ -91,7 +96,7 @@ def main() -> int:
     os.nice(15)
     failed = 0
     with ThreadPoolExecutor(2) as pool:
-        for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), args.target or [*PYTHON, "weights"]):
+        for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), args.target or [*PYTHON, *C]):
             verdict = "ok" if status == 0 else f"FAILED ({status}), see build/fuzz/{target}.log"
             print(f"fuzz: {target}: {verdict}\n{text}", flush=True)
             failed |= status != 0
