@@ -1,4 +1,4 @@
-"""1,000 calls to a chat service on loopback that takes 200 ms for each, 32 at once: seconds against the ideal, and memory.
+"""1,000 calls, 32 at once, to a chat service on loopback that takes 200 ms: seconds against the ideal, and memory.
 
     PYTHONPATH=. python benchmarks/remote.py [calls] [concurrency]
 """
@@ -46,7 +46,8 @@ def main(calls: int = 1000, concurrency: int = 32) -> None:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         server.stdin.close()
     ideal = -(-calls // concurrency) * LATENCY
-    print(f"{calls} calls, {concurrency} at once: {seconds:.2f} s = {seconds / ideal:.2f} x ideal, +{grown / 1024:.1f} MiB")
+    print(f"{calls} calls, {concurrency} at once: {seconds:.2f} s", end=" ")
+    print(f"= {seconds / ideal:.2f} x ideal, +{grown / 1024:.1f} MiB")
 
 
 if __name__ == "__main__":
