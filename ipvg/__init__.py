@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .chat import RemoteError
     from .checkpoint import Checkpoint
     from .enhance import Enhanced, OfflineMiss, PromptEnhancer
+    from .grid import side_by_side
     from .guidance import Branch, Guidance
     from .lora import Lora
     from .memory import estimate as memory_estimate
@@ -36,6 +37,7 @@ _HOME = {
     "chat": ("RemoteError",),
     "checkpoint": ("Checkpoint",),
     "enhance": ("Enhanced", "OfflineMiss", "PromptEnhancer"),
+    "grid": ("side_by_side",),
     "guidance": ("Branch", "Guidance"),
     "lora": ("Lora",),
     "pipeline": ("Pipeline", "generate"),

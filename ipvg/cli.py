@@ -158,12 +158,14 @@ def _parity(args) -> int:
 
 def _check_outputs(args) -> None:
     """What cannot be written is said before the work, not after it."""
-    for option, name, suffix in (("--out", args.out, ".mp4"), ("--contact-sheet", args.contact_sheet, ".png")):
+    from .video import ENDINGS
+
+    for option, name, suffixes in (("--out", args.out, ENDINGS), ("--contact-sheet", args.contact_sheet, (".png",))):
         if name is None:
             continue
         path = Path(name)
-        if path.suffix.lower() != suffix:
-            raise UsageError(f"{option}: expected a name that ends in {suffix}, got {name!r}")
+        if path.suffix.lower() not in suffixes:
+            raise UsageError(f"{option}: expected a name that ends in {', '.join(suffixes)}, got {name!r}")
         folder = path.parent
         if not folder.is_dir():
             raise UsageError(f"{option}: no folder {str(folder)!r}")
@@ -316,7 +318,9 @@ def _parser() -> argparse.ArgumentParser:
         "--weight", action="append", type=_named_weight, default=[], metavar="NAME=X", help="of the preset, e.g. w=5"
     )
     sub.add_argument("--seed", type=_seed, default=2025, help="of the noise (default: 2025)")
-    sub.add_argument("--out", required=True, metavar="FILE.mp4", help="appears whole or not at all")
+    sub.add_argument(
+        "--out", required=True, metavar="FILE.mp4", help="or .webm, .mkv (lossless), .png (a folder of pictures)"
+    )
     sub.add_argument("--contact-sheet", metavar="FILE.png", help="also eight frames on one picture")
 
     sub = command(

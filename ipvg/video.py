@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
@@ -25,6 +26,8 @@ CRF = 10  #: x264's quality of a saved video: what imageio's "quality 8" of the 
 PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
 )  # fmt: skip
+
+ENDINGS = (".mp4", ".webm", ".mkv", ".png")  #: of the names that a video is saved under
 
 _MAX_BYTES = 4 << 30
 
@@ -206,9 +209,12 @@ class Video:
         return f"<ipvg.Video {len(self)} frames, {width} x {height}, {self.fps:g} fps, {self.duration:.2f} s>"
 
     def save(self, path, *, crf: int = CRF, preset: str = "medium") -> Path:
-        """Writes an mp4: H.264, yuv420p, tagged bt709 limited range, index at the front. Returns its path.
+        """Writes the video; the name's ending chooses how. Returns its path.
 
-        crf: x264's quality, 1 (best) to 51. preset: x264's speed, "ultrafast" to "placebo".
+        .mp4: H.264, yuv420p, tagged bt709 limited range, index at the front. .webm: VP9, else the same.
+        .mkv: FFV1, RGB: lossless. .png: a folder of that name without the ending, 0001.png and so on, lossless; it must
+        not exist or be empty.
+        crf: quality, 1 (best) to 51, of mp4 and webm. preset: x264's speed, "ultrafast" to "placebo".
         The file appears whole or not at all: any failure, and Ctrl-C, leaves what was there before. The same frames and
         settings give the same bytes with the same FFmpeg and x264.
 
@@ -216,8 +222,11 @@ class Video:
         ipvg.UnsupportedError (FFmpeg missing, or without libx264).
         """
         path = Path(path)
-        if path.suffix.lower() != ".mp4":
-            raise ValueError(f"{path}: video is written as mp4; name it {path.with_suffix('.mp4').name}")
+        if path.suffix.lower() not in ENDINGS:
+            better = path.with_suffix(".mp4").name
+            raise ValueError(f"{path}: video is written as mp4, webm, mkv or png; name it {better}")
+        if path.suffix.lower() == ".png":
+            return self._save_pictures(path.with_suffix(""))
         crf = _arguments.integer("crf", crf, 1, 51)
         _arguments.choice("preset", preset, PRESETS)
         rate = Fraction(self.fps).limit_denominator(1001)  # 23.976... is 24000 / 1001
@@ -230,6 +239,25 @@ class Video:
         finally:
             writer.close()
         return path
+
+    def _save_pictures(self, folder: Path) -> Path:
+        """All or nothing: a new folder beside it, renamed at the end."""
+        making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:180]}.", dir=folder.parent))
+        try:
+            for i, frame in enumerate(self.frames, start=1):
+                write_png(making / f"{i:04}.png", frame)
+            making.chmod(0o755)
+            making.rename(folder)  # over an empty folder, not over a full one
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return folder
+
+    def to_bytes(self, kind: str = "mp4", **options) -> bytes:
+        """A file's bytes instead of a file: "mp4", "webm" or "mkv". options and errors: `save`."""
+        _arguments.choice("kind", kind, ("mp4", "webm", "mkv"))
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder, f"video.{kind}"), **options).read_bytes()
 
     def save_contact_sheet(self, path, **options) -> Path:
         """Writes `contact_sheet(**options)` as PNG. Returns its path. Raises what `save` does."""

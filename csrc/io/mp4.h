@@ -1,4 +1,8 @@
-/* Writing an mp4, frame by frame: H.264 (libx264), yuv420p, tagged bt709 limited range, index at the front.
+/* Writing a video, frame by frame. The name's ending chooses:
+ *
+ *     .mp4 and any other   H.264 (libx264), yuv420p, tagged bt709 limited range, index at the front
+ *     .webm                VP9 (libvpx), yuv420p, the same tags; preset is not used, crf is VP9's own (63 is the worst)
+ *     .mkv                 FFV1, RGB as it is: lossless; crf and preset are not used
  *
  *     ipvg_mp4 *m = NULL;
  *     IPVG_TRY(ipvg_mp4_open(ctx, &m, "clip.mp4", &(ipvg_mp4_config){480, 832, 16, 1, 10, "medium"}));
