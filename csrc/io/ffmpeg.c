@@ -1,6 +1,7 @@
 #include "ffmpeg.h"
 
 #include <errno.h>
+#include <libavutil/avutil.h>
 #include <libavutil/error.h>
 #include <libavutil/log.h>
 #include <pthread.h>
@@ -84,3 +85,5 @@ ipvg_status ipvg_ff_fail(ipvg_context *ctx, int averror, const char *fmt, ...)
     ctx->sys_errno = status == IPVG_E_IO ? -averror : 0;
     return status;
 }
+
+const char *ipvg_ff_version(void) { return av_version_info(); }

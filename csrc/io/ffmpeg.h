@@ -24,4 +24,7 @@ void ipvg_ff_listen(char *line);
 /* Error text = the message, what the FFmpeg error number means, and the last log line when this thread listens. */
 __attribute__((format(printf, 3, 4))) ipvg_status ipvg_ff_fail(ipvg_context *ctx, int averror, const char *fmt, ...);
 
+/* FFmpeg's own version, such as "5.1.6". */
+const char *ipvg_ff_version(void);
+
 #endif

@@ -9,8 +9,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <libavutil/avutil.h>
-
+#include "../io/ffmpeg.h"
 #include "../io/image.h"
 #include "../io/jpeg.h"
 #include "../io/mp4.h"
@@ -127,7 +126,7 @@ static PyObject *encode_jpeg(PyObject *module, PyObject *args)
 static PyObject *version(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
-    return PyUnicode_FromString(av_version_info());
+    return PyUnicode_FromString(ipvg_ff_version());
 }
 
 /* ---- Reader and Writer: one call at a time each, as the C objects behind them demand ---- */
