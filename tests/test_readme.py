@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(?P<skip><!-- not run: (?P<why>[^>]+) -->\n+)?```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.S | re.M)
-REASONS = ("needs a real checkpoint", "set-up, which ran before this test")
+REASONS = ("needs a real checkpoint", "needs a chat service and its key", "set-up, which ran before this test")
 
 
 def blocks(kind: str) -> list[str]:
