@@ -120,7 +120,7 @@ def test_an_unexpected_error_asks_for_a_report_and_debug_shows_it(monkeypatch, c
     def broken(args):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(cli, "_info", broken)
+    monkeypatch.setattr(cli.info, "run", broken)
     assert cli.main(["info", "."]) == 1
     plain = capsys.readouterr().err
     assert "internal error" in plain and "--debug" in plain and "Traceback" not in plain

@@ -31,7 +31,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert {f"ipvg/_core{suffix}", "ipvg/cli.py", "ipvg/py.typed", "ipvg/_core.pyi"} <= names
+    assert {f"ipvg/_core{suffix}", "ipvg/cli/__init__.py", "ipvg/py.typed", "ipvg/_core.pyi"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ipvg"}
     assert not [name for name in names if "test" in name or "golden/" in name or name.endswith((".c", ".h"))]
 

@@ -1,0 +1,31 @@
+"""ipvg demo"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .parts import OK, command, report
+
+
+def add(commands) -> None:
+    sub = command(
+        commands, "demo", run, "A bundled photo and a sentence become demo.mp4 and a contact sheet.",
+        "  ipvg demo\n"
+        "  ipvg demo --out /tmp/demo --smallest",
+        work=True, quiet=True,
+    )  # fmt: skip
+    sub.add_argument("--out", default="out", metavar="FOLDER", help="made if it is not there (default: out)")
+    sub.add_argument("--smallest", action="store_true", help="the least size and steps that use every stage")
+
+
+def run(args) -> int:
+    from .. import demo
+    from ..progress import Progress
+
+    with Progress(quiet=args.quiet) as progress:
+        files, record = demo.run(Path(args.out), smallest=args.smallest, threads=args.threads, progress=progress)
+    if record["noise"] and not args.json:
+        print("\nThe trained checkpoint is not in models/ yet: these weights are untrained, so the video is NOISE.")
+        print("It shows that every stage runs, not what the method can do.\n")
+    report(args, files, record)
+    return OK
