@@ -27,6 +27,7 @@ from ._core import FormatError
 _SCHEMA = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT, answer TEXT, stored REAL)"
 _FIELDS = {"content": str, "finish_reason": str, "model": str, "prompt_tokens": int, "completion_tokens": int}
 _MAX_LINE = 1 << 24
+_PATIENCE = 60  # seconds to wait for another process
 
 
 _inherited: list = []  # connections of a parent process: SQLite must neither use nor close them after a fork
@@ -132,9 +133,10 @@ class Cache:
         if getattr(self._local, "db", None) is None or self._local.process != os.getpid():
             _inherited.append(getattr(self._local, "db", None))
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=60, check_same_thread=False, factory=_Connection)
+            db = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False, factory=_Connection)
             try:
-                for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _SCHEMA):
+                _to_wal(db)
+                for statement in ("PRAGMA synchronous = NORMAL", _SCHEMA):
                     db.execute(statement)
             except sqlite3.DatabaseError as error:
                 db.close()
@@ -150,6 +152,19 @@ class _Connection(sqlite3.Connection):
 
     def __del__(self) -> None:
         self.close()
+
+
+def _to_wal(db: sqlite3.Connection) -> None:
+    """SQLite's own waiting leaves this one out: while another process makes the change, it fails at once."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _text(value) -> str:

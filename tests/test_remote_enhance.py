@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -276,30 +277,32 @@ def test_full_disk_loses_no_answer(tmp_path):
         assert len(e.cache) == 0
 
 
-def _put(path, name, barrier, queue):
-    cache = Cache(path)
-    barrier.wait()
-    for i in range(50):
-        kept = cache.put({"i": i}, {**ANSWER, "content": f"{name} {i}"})
-        queue.put((i, kept["content"]))
+def _put(folder, name, barrier, queue):
+    warnings.simplefilter("error", CacheWarning)
+    for c in range(20):  # most of what can go wrong is in the making of a file
+        cache = Cache(folder / f"{c}.sqlite")
+        barrier.wait()
+        queue.put([cache.put({"i": i}, {**ANSWER, "content": f"{name} {i}"})["content"] for i in range(20)])
 
 
 def test_two_processes_that_write_the_same_keys(tmp_path):
     context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=_put, args=(tmp_path / "c", n, barrier, queue)) for n in "ab"]
+    barrier, queues = context.Barrier(2, timeout=60), [context.Queue(), context.Queue()]
+    workers = [context.Process(target=_put, args=(tmp_path, n, barrier, q)) for n, q in zip("ab", queues)]
     for worker in workers:
         worker.start()
-    said = [queue.get(timeout=60) for _ in range(100)]
+    for c in range(20):
+        said = [queue.get(timeout=60) for queue in queues]
+        cache = Cache(tmp_path / f"{c}.sqlite")
+        kept = [cache.get({"i": i})["content"] for i in range(20)]
+        assert len(cache) == 20 and said == [kept, kept]
+        with sqlite3.connect(cache.path) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+            assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        db.close()
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    cache = Cache(tmp_path / "c")
-    assert len(cache) == 50 and set(said) == {(i, cache.get({"i": i})["content"]) for i in range(50)}
-    with sqlite3.connect(cache.path) as db:
-        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-    db.close()
 
 
 # ---- many ----

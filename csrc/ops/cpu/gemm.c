@@ -5,6 +5,8 @@
  * numbers by sgemm on the rounded values, since a product of two bfloat16 is exact in float32. */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include "cpu.h"
 
@@ -45,6 +47,23 @@ static void round_rows(ipvg_exec *ex, void *y, ipvg_dtype to, const ipvg_tensor 
             loops->narrow(dst, src, IPVG_BF16, count);
             if (to == IPVG_F32) loops->widen((float *)y + r * k + i, half, IPVG_BF16, count);
         }
+}
+
+/* oneDNN's gemm kernels use a block of the heap as their stack (uxlfoundation/oneDNN#4845; every release before March 2026):
+ * a signal's frame would be written over what lies below it. So no thread of the team takes signals during a product;
+ * they wait for its end. Workers never take them again, and those that oneDNN starts inherit the mask. */
+static void signals_wait(sigset_t *before, int threads)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    sigset_t all;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &all, before);
+#pragma omp parallel num_threads(threads)
+    {
+        static _Thread_local bool waits; /* of a worker */
+        if (omp_get_thread_num() && !waits) waits = !pthread_sigmask(SIG_BLOCK, &all, NULL);
+    }
 }
 
 static ipvg_status sgemm(ipvg_exec *ex, float *y, int64_t ldy, const float *x, int64_t ldx, const float *w,
@@ -89,6 +108,8 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
     }
     if (ipvg_planning(ex) || rows == 0) goto done;
 
+    sigset_t signals;
+    signals_wait(&signals, ex->ctx->threads);
     omp_set_num_threads(ex->ctx->threads); /* oneDNN asks OpenMP how many it may use */
     if (half) round_rows(ex, inputs, dtype, x);
     const void *left = half ? inputs : x->data;
@@ -114,6 +135,7 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
         }
     }
     omp_set_num_threads(before);
+    pthread_sigmask(SIG_SETMASK, &signals, NULL);
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
