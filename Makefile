@@ -12,7 +12,7 @@ MINUTES ?= 10
 CPUS := $(shell nproc 2>/dev/null || echo 2)
 
 BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-dev \
-    libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
+    libavfilter-dev libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
     $(if $(wildcard csrc/remote),libcurl4-openssl-dev libcjson-dev)
 TEST_PACKAGES := ffmpeg clang libomp-dev
 FUZZ_PACKAGES := libclang-rt-dev
@@ -84,7 +84,7 @@ test-peers: build
 SAN := build/sanitize
 SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
     -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -Icsrc
-MEDIA := libavformat libavcodec libavutil libswscale
+MEDIA := libavfilter libavformat libavcodec libavutil libswscale
 REMOTE := libcurl libcjson
 has = $(shell pkg-config --exists $(1) 2>/dev/null && echo yes)
 libs = $(if $(call has,$(1)),$(shell pkg-config --libs $(1)))

@@ -26,9 +26,9 @@ C_FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-fopen
 
 OPTIONAL = {
     "media": (
-        ["libavformat", "libavcodec", "libavutil", "libswscale"],
+        ["libavfilter", "libavformat", "libavcodec", "libavutil", "libswscale"],
         "reading and writing pictures and video",
-        "libavformat-dev libavcodec-dev libavutil-dev libswscale-dev",
+        "libavfilter-dev libavformat-dev libavcodec-dev libavutil-dev libswscale-dev",
     ),
     "remote": (
         ["libcurl", "libcjson"],

@@ -27,7 +27,7 @@ PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
 )  # fmt: skip
 
-ENDINGS = (".mp4", ".webm", ".mkv", ".png")  #: of the names that a video is saved under
+ENDINGS = (".mp4", ".webm", ".mkv", ".gif", ".png")  #: of the names that a video is saved under
 
 _MAX_BYTES = 4 << 30
 
@@ -41,8 +41,8 @@ def _media():
 
         raise UnsupportedError(
             f"pictures and video need FFmpeg's libraries, and ipvg._media cannot be loaded ({error}). On Debian and "
-            "Ubuntu: apt-get install pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev, then "
-            "install ipvg again from its source. NumPy arrays work without."
+            "Ubuntu: apt-get install pkg-config libavfilter-dev libavformat-dev libavcodec-dev libavutil-dev "
+            "libswscale-dev, then install ipvg again from its source. NumPy arrays work without."
         ) from error
     return module
 
@@ -213,18 +213,19 @@ class Video:
 
         .mp4: H.264, yuv420p, tagged bt709 limited range, index at the front. .webm: VP9, else the same.
         .mkv: FFV1, RGB: lossless. .png: a folder of that name without the ending, 0001.png and so on, lossless; it must
-        not exist or be empty.
+        not exist or be empty. .gif: 255 colours chosen for the whole video, dithered; at most 50 frames a second, and
+        a GIF counts time in 1/100 s: at 16 frames a second they last 0.06 or 0.07 s, the mean being right.
         crf: quality, 1 (best) to 51, of mp4 and webm. preset: x264's speed, "ultrafast" to "placebo".
         The file appears whole or not at all: any failure, and Ctrl-C, leaves what was there before. The same frames and
         settings give the same bytes with the same FFmpeg and x264.
 
-        Raises ValueError (name without .mp4, odd width or height, range), OSError (folder, permission, disk full),
-        ipvg.UnsupportedError (FFmpeg missing, or without libx264).
+        Raises ValueError (another ending, odd width or height in mp4 and webm, range), OSError (folder, permission,
+        disk full), ipvg.UnsupportedError (FFmpeg missing, or without libx264).
         """
         path = Path(path)
         if path.suffix.lower() not in ENDINGS:
             better = path.with_suffix(".mp4").name
-            raise ValueError(f"{path}: video is written as mp4, webm, mkv or png; name it {better}")
+            raise ValueError(f"{path}: video is written as mp4, webm, mkv, gif or png; name it {better}")
         if path.suffix.lower() == ".png":
             return self._save_pictures(path.with_suffix(""))
         crf = _arguments.integer("crf", crf, 1, 51)
@@ -254,8 +255,8 @@ class Video:
         return folder
 
     def to_bytes(self, kind: str = "mp4", **options) -> bytes:
-        """A file's bytes instead of a file: "mp4", "webm" or "mkv". options and errors: `save`."""
-        _arguments.choice("kind", kind, ("mp4", "webm", "mkv"))
+        """A file's bytes instead of a file: "mp4", "webm", "mkv" or "gif". options and errors: `save`."""
+        _arguments.choice("kind", kind, ("mp4", "webm", "mkv", "gif"))
         with tempfile.TemporaryDirectory() as folder:
             return self.save(Path(folder, f"video.{kind}"), **options).read_bytes()
 

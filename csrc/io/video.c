@@ -1,5 +1,6 @@
 #include "video.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +17,22 @@ struct ipvg_video_reader {
     const AVFrame *ahead; /* decoded when opening, to know the size; not yet handed out */
 };
 
+/* Frames a second on average; 0 / 1 when the file does not say. */
+static AVRational frame_rate(const AVFormatContext *format, const AVStream *stream)
+{
+    AVRational average = stream->avg_frame_rate, guess = stream->r_frame_rate;
+    bool guessed = guess.num > 0 && guess.den > 0;
+    if (strcmp(format->iformat->name, "gif") == 0 && stream->nb_frames > 0 && stream->duration > 0) {
+        /* It ticks in 1/100 s, and FFmpeg averages some delays only. The guess is right when it fits the whole. */
+        if (guessed && av_rescale_q(stream->nb_frames, av_inv_q(guess), stream->time_base) == stream->duration)
+            return guess;
+        av_reduce(&average.num, &average.den, stream->nb_frames * stream->time_base.den,
+                  stream->duration * stream->time_base.num, INT_MAX);
+    }
+    if (average.num > 0 && average.den > 0) return average;
+    return guessed ? guess : (AVRational){0, 1};
+}
+
 static ipvg_status read_first(ipvg_context *ctx, ipvg_video_reader *r)
 {
     const char *demuxer = r->source.format->iformat->name;
@@ -30,9 +47,7 @@ static ipvg_status read_first(ipvg_context *ctx, ipvg_video_reader *r)
     r->stored_width = r->ahead->width;
     r->orientation = ipvg_source_orientation(&r->source, r->ahead);
     ipvg_upright_size(r->ahead, r->orientation, &r->info.height, &r->info.width);
-    AVRational fps = r->source.stream->avg_frame_rate;
-    if (fps.num <= 0 || fps.den <= 0) fps = r->source.stream->r_frame_rate;
-    if (fps.num <= 0 || fps.den <= 0) fps = (AVRational){0, 1};
+    AVRational fps = frame_rate(r->source.format, r->source.stream);
     r->info.fps_num = fps.num;
     r->info.fps_den = fps.den;
     r->info.frames = r->source.stream->nb_frames > 0 ? r->source.stream->nb_frames : 0;

@@ -12,8 +12,8 @@
 #include "../io/ffmpeg.h"
 #include "../io/image.h"
 #include "../io/jpeg.h"
-#include "../io/mp4.h"
 #include "../io/video.h"
+#include "../io/writer.h"
 
 typedef struct module_state {
     PyObject *format_error, *cancelled, *unsupported_error, *backend_error; /* of ipvg._core */
@@ -135,7 +135,7 @@ typedef struct stream {
     PyObject_HEAD
     ipvg_context ctx;
     ipvg_video_reader *reader; /* of a Reader */
-    ipvg_mp4 *mp4;             /* of a Writer */
+    ipvg_writer *writer;       /* of a Writer */
     int height, width;
     Py_buffer data; /* the bytes a Reader reads, if not a file */
     int busy;       /* a call runs without the GIL; guarded by the GIL */
@@ -146,7 +146,7 @@ static int enter(stream *s)
 {
     if (s->busy)
         PyErr_SetString(PyExc_RuntimeError, "another thread is using this video");
-    else if (!s->reader && !s->mp4)
+    else if (!s->reader && !s->writer)
         PyErr_SetString(PyExc_ValueError, "this video is closed");
     else
         return s->busy = 1;
@@ -156,7 +156,7 @@ static int enter(stream *s)
 static void shut(stream *s)
 {
     Py_BEGIN_ALLOW_THREADS ipvg_video_close(&s->reader);
-    ipvg_mp4_close(&s->mp4);
+    ipvg_writer_close(&s->writer);
     Py_END_ALLOW_THREADS if (s->data.obj) PyBuffer_Release(&s->data);
 }
 
@@ -269,7 +269,7 @@ static PyType_Spec reader_spec = {"ipvg._media.Reader", sizeof(stream), 0, Py_TP
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     const char *path;
-    ipvg_mp4_config c;
+    ipvg_writer_config c;
     static char *names[] = {"path", "height", "width", "fps_num", "fps_den", "crf", "preset", NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "yiiiiis", names, &path, &c.height, &c.width, &c.fps_num, &c.fps_den,
                                      &c.crf, &c.preset))
@@ -280,7 +280,7 @@ static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     s->height = c.height;
     s->width = c.width;
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_open(&s->ctx, &s->mp4, path, &c);
+    Py_BEGIN_ALLOW_THREADS status = ipvg_writer_open(&s->ctx, &s->writer, path, &c);
     Py_END_ALLOW_THREADS if (status == IPVG_OK) return (PyObject *)s;
     raise(PyType_GetModuleState(type), &s->ctx, status);
     Py_DECREF(s);
@@ -295,7 +295,7 @@ static PyObject *writer_write(PyObject *self, PyObject *source)
     PyObject *result = NULL;
     if (check_pixels(&rgb, s->height, s->width) && enter(s)) {
         ipvg_status status;
-        Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_write(&s->ctx, s->mp4, rgb.buf);
+        Py_BEGIN_ALLOW_THREADS status = ipvg_writer_write(&s->ctx, s->writer, rgb.buf);
         Py_END_ALLOW_THREADS result = finish(s, status);
     }
     PyBuffer_Release(&rgb);
@@ -308,7 +308,7 @@ static PyObject *writer_finish(PyObject *self, PyObject *unused)
     stream *s = (stream *)self;
     if (!enter(s)) return NULL;
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS status = ipvg_mp4_finish(&s->ctx, s->mp4);
+    Py_BEGIN_ALLOW_THREADS status = ipvg_writer_finish(&s->ctx, s->writer);
     Py_END_ALLOW_THREADS PyObject *result = finish(s, status);
     if (result) shut(s);
     return result;
@@ -320,12 +320,13 @@ static PyMethodDef writer_methods[] = {
     {"close", stream_close, METH_NOARGS, "close()\n\nWithout a finish(): nothing is left behind."},
     {NULL, NULL, 0, NULL}};
 
-static PyType_Slot writer_slots[] = {
-    {Py_tp_doc, "Writer(path, height, width, fps_num, fps_den, crf, preset)\n\nAn mp4 being written."},
-    {Py_tp_new, writer_new},
-    {Py_tp_dealloc, stream_dealloc},
-    {Py_tp_methods, writer_methods},
-    {0, NULL}};
+static PyType_Slot writer_slots[] = {{Py_tp_doc,
+                                      "Writer(path, height, width, fps_num, fps_den, crf, preset)\n\nA video being "
+                                      "written: the ending of its name chooses how."},
+                                     {Py_tp_new, writer_new},
+                                     {Py_tp_dealloc, stream_dealloc},
+                                     {Py_tp_methods, writer_methods},
+                                     {0, NULL}};
 static PyType_Spec writer_spec = {"ipvg._media.Writer", sizeof(stream), 0, Py_TPFLAGS_DEFAULT, writer_slots};
 
 /* ---- module ---- */

@@ -1,4 +1,4 @@
-#include "mp4.h"
+#include "writer.h"
 
 #include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
@@ -8,16 +8,18 @@
 
 #include "ffmpeg.h"
 #include "output.h"
+#include "palette.h"
 #include "pixels.h"
 
-struct ipvg_mp4 {
+struct ipvg_writer {
     ipvg_output out;
     AVFormatContext *format;
     AVCodecContext *codec;
     AVStream *stream; /* the format's */
     AVFrame *frame;
     AVPacket *packet;
-    struct SwsContext *sws;
+    struct SwsContext *sws; /* NULL: frames are BGRA */
+    ipvg_palette *palette;  /* of a GIF */
     int64_t frames;
 };
 
@@ -33,38 +35,43 @@ static bool known_preset(const char *preset)
 
 /* What a name's ending asks for. */
 typedef struct container {
-    const char *ending, *muxer, *encoder, *package;
-    enum AVPixelFormat pixels; /* BGR0: stored as they are, nothing lost */
+    const char *ending, *muxer, *encoder, *package, *codec;
+    enum AVPixelFormat pixels; /* BGR0: stored as they are, nothing lost. PAL8: by way of palette.h */
+    int least;                 /* pixels of a side */
+    int most_fps;
 } container;
 
-static const container containers[] = {{".webm", "webm", "libvpx-vp9", "libvpx", AV_PIX_FMT_YUV420P},
-                                       {".mkv", "matroska", "ffv1", "FFV1", AV_PIX_FMT_BGR0},
-                                       {".mp4", "mp4", "libx264", "libx264, which writes H.264", AV_PIX_FMT_YUV420P}};
+static const container containers[] = {
+    {".webm", "webm", "libvpx-vp9", "libvpx", "VP9", AV_PIX_FMT_YUV420P, 16, 1000},
+    {".mkv", "matroska", "ffv1", "FFV1", "FFV1", AV_PIX_FMT_BGR0, 1, 1000},
+    {".gif", "gif", "gif", "GIF", "GIF", AV_PIX_FMT_PAL8, 1, 50}, /* players slow down what is below 0.02 s a frame */
+    {".mp4", "mp4", "libx264", "libx264, which writes H.264", "H.264", AV_PIX_FMT_YUV420P, 16, 1000}};
 
 /* Any other name is an mp4: what a name may be is the caller's to say. */
 static const container *container_of_name(const char *path)
 {
-    size_t n = strlen(path);
-    for (int i = 0; i < 2; i++) {
+    const size_t last = sizeof containers / sizeof *containers - 1;
+    size_t i = 0, n = strlen(path);
+    for (; i < last; i++) {
         size_t m = strlen(containers[i].ending);
-        if (n >= m && av_strcasecmp(path + n - m, containers[i].ending) == 0) return &containers[i];
+        if (n >= m && av_strcasecmp(path + n - m, containers[i].ending) == 0) break;
     }
-    return &containers[2];
+    return &containers[i];
 }
 
-static ipvg_status check(ipvg_context *ctx, const char *path, const ipvg_mp4_config *c, bool subsampled)
+static ipvg_status check(ipvg_context *ctx, const char *path, const ipvg_writer_config *c, const container *kind)
 {
-    if (c->height < 16 || c->width < 16 || c->height > 16384 || c->width > 16384)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: frames are %d x %d: H.264 takes 16 x 16 to 16384 x 16384", path,
-                         c->width, c->height);
-    if (subsampled && (c->height % 2 || c->width % 2))
+    if (c->height < kind->least || c->width < kind->least || c->height > 16384 || c->width > 16384)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: frames are %d x %d: %s takes %d x %d to 16384 x 16384", path,
+                         c->width, c->height, kind->codec, kind->least, kind->least);
+    if (kind->pixels == AV_PIX_FMT_YUV420P && (c->height % 2 || c->width % 2))
         return ipvg_fail(ctx, IPVG_E_ARGUMENT,
-                         "%s: frames are %d x %d: H.264 in yuv420p needs an even width and height: crop or pad them to "
-                         "%d x %d",
-                         path, c->width, c->height, c->width & ~1, c->height & ~1);
-    if (c->fps_num <= 0 || c->fps_den <= 0 || c->fps_num / c->fps_den > 1000)
-        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: %d/%d frames a second cannot be written", path, c->fps_num,
-                         c->fps_den);
+                         "%s: frames are %d x %d: %s in yuv420p needs an even width and height: crop or pad them to "
+                         "%d x %d, or save as .mkv or .gif",
+                         path, c->width, c->height, kind->codec, c->width & ~1, c->height & ~1);
+    if (c->fps_num <= 0 || c->fps_den <= 0 || c->fps_num > (int64_t)c->fps_den * kind->most_fps)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: %d/%d frames a second cannot be written: %s takes up to %d", path,
+                         c->fps_num, c->fps_den, kind->codec, kind->most_fps);
     if (c->crf < 1 || c->crf > 51)
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: crf is %d, expected 1 (best) to 51", path, c->crf);
     if (!known_preset(c->preset))
@@ -73,9 +80,9 @@ static ipvg_status check(ipvg_context *ctx, const char *path, const ipvg_mp4_con
     return IPVG_OK;
 }
 
-static int open_encoder(ipvg_mp4 *m, const ipvg_mp4_config *c, const AVCodec *encoder, enum AVPixelFormat pixels)
+static int open_encoder(ipvg_writer *m, const ipvg_writer_config *c, const AVCodec *encoder, enum AVPixelFormat pixels)
 {
-    bool lossless = pixels == AV_PIX_FMT_BGR0, vp9 = encoder->id == AV_CODEC_ID_VP9;
+    bool rgb = pixels != AV_PIX_FMT_YUV420P;
     m->codec = avcodec_alloc_context3(encoder);
     if (!m->codec) return AVERROR(ENOMEM);
     m->codec->width = c->width;
@@ -86,23 +93,26 @@ static int open_encoder(ipvg_mp4 *m, const ipvg_mp4_config *c, const AVCodec *en
     m->codec->sample_aspect_ratio = (AVRational){1, 1};
     m->codec->color_primaries = AVCOL_PRI_BT709;
     m->codec->color_trc = AVCOL_TRC_BT709;
-    m->codec->colorspace = lossless ? AVCOL_SPC_RGB : AVCOL_SPC_BT709;
-    m->codec->color_range = lossless ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
-    m->codec->chroma_sample_location = lossless ? AVCHROMA_LOC_UNSPECIFIED : AVCHROMA_LOC_LEFT;
+    m->codec->colorspace = rgb ? AVCOL_SPC_RGB : AVCOL_SPC_BT709;
+    m->codec->color_range = rgb ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
+    m->codec->chroma_sample_location = rgb ? AVCHROMA_LOC_UNSPECIFIED : AVCHROMA_LOC_LEFT;
     m->codec->thread_count = 1; /* ffmpeg.h says why */
     if (m->format->oformat->flags & AVFMT_GLOBALHEADER) m->codec->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
     AVDictionary *options = NULL;
-    if (!lossless) av_dict_set_int(&options, "crf", c->crf, 0);
-    if (!lossless && !vp9) av_dict_set(&options, "preset", c->preset, 0);
-    if (lossless) av_dict_set(&options, "level", "3", 0); /* each slice has a checksum */
-    if (vp9) av_dict_set(&options, "b", "0", 0);          /* crf alone decides */
+    switch (encoder->id) {
+    case AV_CODEC_ID_H264: av_dict_set(&options, "preset", c->preset, 0); break;
+    case AV_CODEC_ID_VP9: av_dict_set(&options, "b", "0", 0); break;      /* crf alone decides */
+    case AV_CODEC_ID_FFV1: av_dict_set(&options, "level", "3", 0); break; /* each slice has a checksum */
+    default: break;
+    }
+    if (!rgb) av_dict_set_int(&options, "crf", c->crf, 0);
     int err = avcodec_open2(m->codec, encoder, &options);
     av_dict_free(&options);
     if (err >= 0) err = avcodec_parameters_from_context(m->stream->codecpar, m->codec);
     return err;
 }
 
-static int open_muxer(ipvg_mp4 *m)
+static int open_muxer(ipvg_writer *m)
 {
     int err = avio_open(&m->format->pb, m->format->url, AVIO_FLAG_WRITE);
     if (err < 0) return err;
@@ -115,12 +125,12 @@ static int open_muxer(ipvg_mp4 *m)
     return err;
 }
 
-static int alloc_frame(ipvg_mp4 *m)
+static int alloc_frame(ipvg_writer *m)
 {
     m->packet = av_packet_alloc();
     m->frame = av_frame_alloc();
     if (!m->packet || !m->frame) return AVERROR(ENOMEM);
-    m->frame->format = m->codec->pix_fmt;
+    m->frame->format = m->palette ? AV_PIX_FMT_BGRA : m->codec->pix_fmt;
     m->frame->width = m->codec->width;
     m->frame->height = m->codec->height;
     m->frame->color_primaries = m->codec->color_primaries;
@@ -131,19 +141,19 @@ static int alloc_frame(ipvg_mp4 *m)
     return av_frame_get_buffer(m->frame, 0);
 }
 
-ipvg_status ipvg_mp4_open(ipvg_context *ctx, ipvg_mp4 **out, const char *path, const ipvg_mp4_config *config)
+ipvg_status ipvg_writer_open(ipvg_context *ctx, ipvg_writer **out, const char *path, const ipvg_writer_config *config)
 {
     ipvg_status status;
     char line[IPVG_FF_LINE], *url = NULL;
     int err = AVERROR(ENOMEM);
     ipvg_ff_listen(line);
-    ipvg_mp4 *m = *out = calloc(1, sizeof *m);
+    ipvg_writer *m = *out = calloc(1, sizeof *m);
     if (!m) {
         status = ipvg_fail(ctx, IPVG_E_MEMORY, "no memory to write a video");
         goto done;
     }
     const container *kind = container_of_name(path);
-    IPVG_TRY(check(ctx, path, config, kind->pixels == AV_PIX_FMT_YUV420P));
+    IPVG_TRY(check(ctx, path, config, kind));
     const AVCodec *encoder = avcodec_find_encoder_by_name(kind->encoder);
     if (!encoder) {
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED,
@@ -162,6 +172,8 @@ ipvg_status ipvg_mp4_open(ipvg_context *ctx, ipvg_mp4 **out, const char *path, c
         m->stream->avg_frame_rate = m->codec->framerate;
         err = open_muxer(m);
     }
+    if (err >= 0 && kind->pixels == AV_PIX_FMT_PAL8)
+        err = ipvg_palette_open(&m->palette, config->height, config->width);
     if (err >= 0) err = alloc_frame(m);
     if (err < 0) {
         status = ipvg_ff_fail(ctx, err, "%s: cannot be written", path);
@@ -170,13 +182,13 @@ ipvg_status ipvg_mp4_open(ipvg_context *ctx, ipvg_mp4 **out, const char *path, c
     if (kind->pixels == AV_PIX_FMT_YUV420P) IPVG_TRY(ipvg_sws_bt709(ctx, &m->sws, config->height, config->width));
 done:
     av_free(url);
-    if (status != IPVG_OK) ipvg_mp4_close(out);
+    if (status != IPVG_OK) ipvg_writer_close(out);
     ipvg_ff_listen(NULL);
     return status;
 }
 
 /* Sends one frame (NULL: the end) and writes what comes out. */
-static int encode(ipvg_mp4 *m, const AVFrame *frame)
+static int encode(ipvg_writer *m, const AVFrame *frame)
 {
     int err = avcodec_send_frame(m->codec, frame);
     while (err >= 0) {
@@ -192,27 +204,32 @@ static int encode(ipvg_mp4 *m, const AVFrame *frame)
     return err;
 }
 
-ipvg_status ipvg_mp4_write(ipvg_context *ctx, ipvg_mp4 *m, const uint8_t *rgb)
+/* m->frame <- rgb, in what the encoder or the palette takes. */
+static int fill(ipvg_writer *m, const uint8_t *rgb)
+{
+    int width = m->codec->width, height = m->codec->height, stride = width * 3;
+    int err = av_frame_make_writable(m->frame); /* x264 may still hold the last one */
+    if (err < 0) return err;
+    if (m->sws) return sws_scale(m->sws, &rgb, &stride, 0, height, m->frame->data, m->frame->linesize);
+    for (int y = 0; y < height; y++) {
+        uint8_t *bgra = m->frame->data[0] + (ptrdiff_t)y * m->frame->linesize[0];
+        for (int x = 0; x < width; x++, rgb += 3, bgra += 4) {
+            bgra[0] = rgb[2], bgra[1] = rgb[1], bgra[2] = rgb[0], bgra[3] = 255;
+        }
+    }
+    return 0;
+}
+
+ipvg_status ipvg_writer_write(ipvg_context *ctx, ipvg_writer *m, const uint8_t *rgb)
 {
     ipvg_status status = ipvg_check_cancel(ctx);
     if (status != IPVG_OK) return status;
     char line[IPVG_FF_LINE];
     ipvg_ff_listen(line);
-    int err = av_frame_make_writable(m->frame); /* x264 may still hold the last one */
-    if (err >= 0 && !m->sws) {
-        for (int y = 0; y < m->codec->height; y++)
-            for (int x = 0; x < m->codec->width; x++) {
-                uint8_t *bgr0 = m->frame->data[0] + (ptrdiff_t)y * m->frame->linesize[0] + 4 * x;
-                const uint8_t *p = rgb + 3 * ((ptrdiff_t)y * m->codec->width + x);
-                bgr0[0] = p[2], bgr0[1] = p[1], bgr0[2] = p[0], bgr0[3] = 0;
-            }
-    } else if (err >= 0) {
-        int stride = m->codec->width * 3;
-        err = sws_scale(m->sws, &rgb, &stride, 0, m->codec->height, m->frame->data, m->frame->linesize);
-    }
+    int err = fill(m, rgb);
     if (err >= 0) {
         m->frame->pts = m->frames++;
-        err = encode(m, m->frame);
+        err = m->palette ? ipvg_palette_push(m->palette, m->frame) : encode(m, m->frame);
     }
     if (err < 0)
         status = ipvg_ff_fail(ctx, err, "%s: frame %lld cannot be written", m->out.path, (long long)m->frames - 1);
@@ -220,28 +237,53 @@ ipvg_status ipvg_mp4_write(ipvg_context *ctx, ipvg_mp4 *m, const uint8_t *rgb)
     return status;
 }
 
-ipvg_status ipvg_mp4_finish(ipvg_context *ctx, ipvg_mp4 *m)
+/* A GIF's frames, all of which the palette had to see first. */
+static ipvg_status encode_waiting(ipvg_context *ctx, ipvg_writer *m)
 {
-    if (m->frames == 0) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: no frames to write", m->out.path);
+    ipvg_status status = IPVG_OK;
+    int err = ipvg_palette_push(m->palette, NULL);
+    for (int64_t i = 0; err >= 0 && (status = ipvg_check_cancel(ctx)) == IPVG_OK; i++) {
+        av_frame_unref(m->frame);
+        if ((err = ipvg_palette_pull(m->palette, m->frame)) < 0) break;
+        m->frame->pts = i;
+        err = encode(m, m->frame);
+    }
+    if (status != IPVG_OK || err == AVERROR_EOF) return status;
+    return ipvg_ff_fail(ctx, err, "%s: cannot be written", m->out.path);
+}
+
+ipvg_status ipvg_writer_finish(ipvg_context *ctx, ipvg_writer *m)
+{
+    ipvg_status status;
     char line[IPVG_FF_LINE];
     ipvg_ff_listen(line);
+    if (m->frames == 0) {
+        status = ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s: no frames to write", m->out.path);
+        goto done;
+    }
+    if (m->palette) IPVG_TRY(encode_waiting(ctx, m));
     int err = encode(m, NULL);
     if (err >= 0) err = av_write_trailer(m->format);
     int closed = avio_closep(&m->format->pb);
     if (err >= 0) err = closed;
-    ipvg_status status =
-        err < 0 ? ipvg_ff_fail(ctx, err, "%s: cannot be written", m->out.path) : ipvg_output_commit(ctx, &m->out);
+    if (err < 0) {
+        status = ipvg_ff_fail(ctx, err, "%s: cannot be written", m->out.path);
+        goto done;
+    }
+    IPVG_TRY(ipvg_output_commit(ctx, &m->out));
+done:
     ipvg_ff_listen(NULL);
     return status;
 }
 
-void ipvg_mp4_close(ipvg_mp4 **mp4)
+void ipvg_writer_close(ipvg_writer **writer)
 {
-    ipvg_mp4 *m = *mp4;
+    ipvg_writer *m = *writer;
     if (!m) return;
     char line[IPVG_FF_LINE];
     ipvg_ff_listen(line); /* x264 prints statistics when it ends */
     sws_freeContext(m->sws);
+    ipvg_palette_close(&m->palette);
     av_packet_free(&m->packet);
     av_frame_free(&m->frame);
     avcodec_free_context(&m->codec);
@@ -249,6 +291,6 @@ void ipvg_mp4_close(ipvg_mp4 **mp4)
     avformat_free_context(m->format);
     ipvg_output_abandon(&m->out);
     free(m);
-    *mp4 = NULL;
+    *writer = NULL;
     ipvg_ff_listen(NULL);
 }
