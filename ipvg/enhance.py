@@ -17,7 +17,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from . import _arguments, verbatim
 from .cache import Cache, key_of
 from .chat import Endpoint, Limits
 from .instructions import Instructions
+from .pool import run_all
 from .video import encode_jpeg, read_image
 
 MAX_SIDE, QUALITY = 1024, 90  # of an uploaded picture
@@ -287,36 +287,8 @@ class PromptEnhancer:
                     self._asking[key] = lock, users - 1
 
     def _many(self, call, jobs: list, stage: str, progress, errors: str) -> list:
-        _arguments.choice("errors", errors, ("raise", "return"))
-        results: list = [None] * len(jobs)
-        stopped = threading.Event()
-
-        def one(job):
-            if not stopped.is_set():
-                return call(job)
-
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ipvg-enhance")
-        waiting: set = set()
-        try:
-            place = {pool.submit(one, job): i for i, job in enumerate(jobs)}
-            waiting = set(place)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    error = future.exception()
-                    if error is not None and (errors == "raise" or not isinstance(error, Exception)):
-                        raise error
-                    results[place[future]] = error or future.result()
-                if progress:
-                    progress(stage, len(jobs) - len(waiting), len(jobs))
-        finally:
-            stopped.set()
-            while waiting:  # again and again: a call may have been just before its start
-                if self._endpoint:
-                    self._endpoint.cancel()
-                _, waiting = wait(waiting, timeout=0.05)
-            pool.shutdown()
-        return results
+        cancel = self._endpoint.cancel if self._endpoint else None
+        return run_all(call, jobs, self.concurrency, stage=stage, progress=progress, errors=errors, cancel=cancel)
 
 
 def _sum(a: Usage, b: Usage) -> Usage:
