@@ -1,120 +1,19 @@
-"""A chat endpoint as OpenAI's API defines it: address, key, limits, and connections that are used again.
+"""A chat endpoint as OpenAI's API defines it.
 
 >>> endpoint = Endpoint("gpt-4o")                      # OPENAI_API_KEY, OPENAI_BASE_URL
 >>> endpoint.ask((("user", ("Say hello.",)),), {"max_tokens": 10})
 {'content': 'Hello.', 'finish_reason': 'stop', 'model': 'gpt-4o-2024-08-06', 'prompt_tokens': 10, ...}
-
-Needs the optional extension module ``ipvg._remote`` (libcurl, cJSON). The rules of an exchange are those of
-csrc/remote/http.h and retry.h.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import urllib.parse
-from dataclasses import dataclass
+from .service import OPENAI, Limits, RemoteError, Secret, Service, _remote
 
-from . import _arguments
-from ._core import BackendError
-
-OPENAI = "https://api.openai.com/v1"
+__all__ = ["OPENAI", "Endpoint", "Limits", "RemoteError", "Secret"]
 
 
-class RemoteError(BackendError):
-    """A chat service did not give a usable answer.
-
-    status: of HTTP; None when no answer came. request_id: what the service calls the request, "" if it says nothing.
-    attempts: how often it was tried. retriable: whether the same call may succeed later.
-    """
-
-    def __init__(self, text: str, *, status: int | None = None, request_id: str = "", attempts: int = 0,
-                 retriable: bool = False):  # fmt: skip
-        super().__init__(text)
-        self.status, self.request_id, self.attempts, self.retriable = status, request_id, attempts, retriable
-
-
-class Secret:
-    """An API key that does not show itself: not in repr, str, format or a pickle."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str):
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    def __reduce__(self):
-        raise TypeError("an API key is not pickled; make the object again where it is needed")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """connect, total, silence: seconds for a connection, an exchange, and without a byte (a model that thinks is
-    silent; 0: no limit). deadline: seconds for all attempts and the waits between them. first_wait: seconds before the
-    second attempt, doubled from then on. max_bytes: of an answer."""
-
-    connect: float = 10.0
-    total: float = 300.0
-    silence: float = 120.0
-    deadline: float = 600.0
-    attempts: int = 5
-    first_wait: float = 0.5
-    max_bytes: int = 4 << 20
-
-    def __post_init__(self) -> None:
-        for name in ("connect", "total", "deadline"):
-            _arguments.number(name, getattr(self, name), 0.001, 86400)
-        for name in ("silence", "first_wait"):
-            _arguments.number(name, getattr(self, name), 0, 86400)
-        _arguments.integer("attempts", self.attempts, 1, 100)
-        _arguments.integer("max_bytes", self.max_bytes, 1024, 1 << 30)
-
-
-def _remote():
-    try:
-        from . import _remote as module
-    except ImportError as error:
-        from ._core import UnsupportedError
-
-        raise UnsupportedError(
-            f"chat services need libcurl and cJSON, and ipvg._remote cannot be loaded ({error}). On Debian and Ubuntu: "
-            "apt-get install pkg-config libcurl4-openssl-dev libcjson-dev, then install ipvg again from its source. "
-            "A Python callable in place of a model's name works without."
-        ) from error
-    return module
-
-
-class Endpoint:
-    """model: the service's name of it. base_url: to which "/chat/completions" is added; None: OPENAI_BASE_URL, else
-    OpenAI. api_key: None: OPENAI_API_KEY; "" for a server that wants none. ca_file: certificates to trust instead of
-    the system's; None: SSL_CERT_FILE, else the system's.
-
-    Any number of threads may ask at once. Raises ValueError and TypeError (arguments), ipvg.UnsupportedError.
-    """
-
-    def __init__(self, model: str, base_url: str | None = None, api_key: str | None = None, *,
-                 limits: Limits | None = None, ca_file: str | os.PathLike | None = None):  # fmt: skip
-        self.model = _arguments.instance("model", model, str)
-        self.base_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
-        key = os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key
-        if not isinstance(key, str) or not key.isascii() or any(not "!" <= c <= "~" for c in key):
-            raise ValueError("api_key: expected printable ASCII without spaces (it is not shown here)")
-        self._key = Secret(key)
-        self.limits = limits or Limits()
-        ca_file = os.environ.get("SSL_CERT_FILE") if ca_file is None else ca_file
-        self._ca_file = os.fspath(ca_file) if ca_file else None
-        self._process = os.getpid()
-        self._idle: list = []
-        self._running: set = set()
-        self._lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.model!r}, {self.base_url!r})"
+class Endpoint(Service):
+    """A service's "/chat/completions"; the arguments are those of ipvg.service.Service."""
 
     def body(self, messages: tuple, options: dict) -> bytes:
         """The JSON that `ask` would send. Raises ValueError for text that cannot be sent."""
@@ -128,67 +27,15 @@ class Endpoint:
         short or filtered too; ipvg.Cancelled after `cancel()`; KeyboardInterrupt.
         """
         body = self.body(messages, options)
-        if not self._key.reveal() and self.base_url == OPENAI:
-            raise ValueError("api_key: OpenAI needs one; give api_key or set OPENAI_API_KEY")
-        limits = self.limits
-        with self._lock:
-            if self._process != os.getpid():  # after a fork the connections are the parent's: not to be used or closed
-                self._inherited, self._idle, self._running = (self._idle, self._running), [], set()
-                self._process = os.getpid()
-            client = self._idle.pop() if self._idle else _remote().Client()
-            self._running.add(client)
-        try:
-            said = client.post(
-                f"{self.base_url}/chat/completions", self._key.reveal() or None, body, limits.connect, limits.total,
-                limits.silence, limits.max_bytes, self._ca_file, limits.attempts, limits.deadline, limits.first_wait,
-            )  # fmt: skip
-        finally:
-            with self._lock:
-                self._running.discard(client)
-                self._idle.append(client)
-        return self._judged(said)
-
-    def cancel(self) -> None:
-        """Ends every `ask` that runs now, within 0.1 s."""
-        with self._lock:
-            for client in self._running:
-                client.cancel()
-
-    def _judged(self, said: dict) -> dict:
-        problem = said["error"]
-        if problem is None and (said["refusal"] or said["finish_reason"] == "content_filter"):
+        with self._client() as client:
+            said = self._send(client.chat, "/chat/completions", body)
+        problem = None
+        if said["refusal"] or said["finish_reason"] == "content_filter":
             problem = f"the model refused: {said['refusal'] or 'its content filter stopped the answer'}"
-        elif problem is None and said["finish_reason"] == "length":
+        elif said["finish_reason"] == "length":
             problem = "the answer was cut off; raise max_tokens"
-        elif problem is None and not (said["content"] or "").strip():
+        elif not (said["content"] or "").strip():
             problem = "the answer has no text"
-        if problem is None:
-            return {k: said[k] for k in ("content", "finish_reason", "model", "prompt_tokens", "completion_tokens")}
-        status = said["status"] or None
-        details = [self.model]
-        details += [f"HTTP {status}"] if status else []
-        details += [f"request {said['request_id']}"] if said["request_id"] else []
-        details += [f"{said['attempts']} attempts"] if said["attempts"] > 1 else []
-        if status == 401:
-            details.append("the key is wrong or missing")
-        raise RemoteError(
-            f"{self.base_url}: {problem} ({', '.join(details)})",
-            status=status, request_id=said["request_id"], attempts=said["attempts"], retriable=said["fault"],
-        )  # fmt: skip
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(_arguments.instance("base_url", url, str))
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"base_url: {error}") from None
-    if "@" in parts.netloc:  # not shown: it may hold a password
-        raise ValueError("base_url: names a user or password; give the key as api_key")
-    if parts.query or parts.fragment:
-        raise ValueError("base_url: expected no '?' and no '#' (not shown: a key may stand there)")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url: expected http://... or https://..., got {_arguments.short(url)}")
-    if not url.isascii() or any(c <= " " or c == "\x7f" for c in url):
-        raise ValueError("base_url: expected ASCII without spaces")
-    return url.rstrip("/")
+        if problem is not None:
+            raise self._failure(problem, said)
+        return {k: said[k] for k in ("content", "finish_reason", "model", "prompt_tokens", "completion_tokens")}

@@ -180,7 +180,7 @@ class PromptEnhancer:
                     url = part["image_url"]["url"]
                     part["image_url"]["url"] = f"{url[:40]}... ({len(url)} characters)"
         cached = self.cache is not None and self.cache.get(self._request(messages)) is not None
-        url = f"{self._endpoint.base_url}/chat/completions"
+        url = self._endpoint.url("/chat/completions")
         return {"url": url, "body": body, "bytes": len(data), "cached": cached}
 
     # ---- how ----

@@ -6,27 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base64.h"
+#include "reply.h"
+
 /* ---- request ---- */
 
 /* "data:image/jpeg;base64,...", for free(); NULL without memory. */
 static char *data_url(const ipvg_chat_part *part)
 {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const unsigned char *in = part->data;
     size_t head = strlen(part->mime) + strlen("data:;base64,");
-    char *url = malloc(head + (part->size + 2) / 3 * 4 + 1);
+    char *url = malloc(head + IPVG_BASE64_LENGTH(part->size) + 1);
     if (!url) return NULL;
     snprintf(url, head + 1, "data:%s;base64,", part->mime);
-    char *out = url + head;
-    for (size_t i = 0; i < part->size; i += 3) {
-        size_t left = part->size - i;
-        uint32_t bits = (uint32_t)in[i] << 16 | (left > 1 ? (uint32_t)in[i + 1] << 8 : 0) | (left > 2 ? in[i + 2] : 0);
-        *out++ = digits[bits >> 18];
-        *out++ = digits[bits >> 12 & 63];
-        *out++ = left > 1 ? digits[bits >> 6 & 63] : '=';
-        *out++ = left > 2 ? digits[bits & 63] : '=';
-    }
-    *out = 0;
+    ipvg_base64_write(url + head, part->data, part->size);
     return url;
 }
 
@@ -95,67 +87,6 @@ ipvg_status ipvg_chat_write(ipvg_context *ctx, char **body, const char *model, c
 
 /* ---- answer ---- */
 
-static const cJSON *item(const cJSON *object, const char *name)
-{
-    return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, name) : NULL;
-}
-
-/* The text of a string that is there and not empty, else NULL. */
-static const char *text_of(const cJSON *value)
-{
-    return cJSON_IsString(value) && value->valuestring[0] ? value->valuestring : NULL;
-}
-
-/* The message of an error object in any of the forms that servers use. */
-static const char *error_text(const cJSON *root)
-{
-    if (cJSON_IsArray(root)) root = cJSON_GetArrayItem(root, 0);
-    const cJSON *error = item(root, "error");
-    const char *text = text_of(item(error, "message"));
-    if (!text) text = text_of(error);
-    if (!text && !item(root, "choices")) text = text_of(item(root, "message"));
-    if (!text && !item(root, "choices")) text = text_of(item(root, "detail"));
-    return text;
-}
-
-/* Control characters become spaces, runs of spaces one; what has no room is cut between characters. */
-static void copy_printable(char *out, size_t room, const char *text, size_t size)
-{
-    size_t n = 0, i = 0;
-    for (; i < size && n + 1 < room; i++) {
-        unsigned char c = (unsigned char)text[i];
-        if (c > 32 && c != 127)
-            out[n++] = (char)c;
-        else if (n && out[n - 1] != ' ')
-            out[n++] = ' ';
-    }
-    if (i < size && ((unsigned char)text[i] & 0xc0) == 0x80) { /* inside a character: take its start away too */
-        while (n && ((unsigned char)out[n - 1] & 0xc0) == 0x80) n--;
-        if (n && (unsigned char)out[n - 1] >= 0xc0) n--;
-    }
-    while (n && out[n - 1] == ' ') n--;
-    out[n] = 0;
-}
-
-void ipvg_chat_explain(char *out, size_t room, const char *text, size_t size)
-{
-    ipvg_context ctx;
-    cJSON *root;
-    ipvg_context_init(&ctx, 1);
-    const char *message = ipvg_json_parse(&ctx, &root, text, size) == IPVG_OK ? error_text(root) : NULL;
-    if (message)
-        copy_printable(out, room, message, strlen(message));
-    else
-        copy_printable(out, room < 201 ? room : 201, text, size);
-    cJSON_Delete(root);
-}
-
-static ipvg_status copy_text(ipvg_context *ctx, char **out, const char *text)
-{
-    *out = strdup(text);
-    return *out ? IPVG_OK : ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for the answer");
-}
-
 /* A list of parts in place of a string: its texts, one behind the other. */
 static ipvg_status join_parts(ipvg_context *ctx, char **out, const cJSON *parts)
 {
@@ -163,7 +94,7 @@ static ipvg_status join_parts(ipvg_context *ctx, char **out, const cJSON *parts)
     size_t size = 1;
     cJSON_ArrayForEach(part, parts)
     {
-        const cJSON *text = item(part, "text");
+        const cJSON *text = ipvg_reply_item(part, "text");
         if (!cJSON_IsString(text))
             return ipvg_fail(ctx, IPVG_E_FORMAT, "choices[0].message.content: a part of it is no text");
         size += strlen(text->valuestring);
@@ -172,7 +103,7 @@ static ipvg_status join_parts(ipvg_context *ctx, char **out, const cJSON *parts)
     if (!end) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for the answer");
     cJSON_ArrayForEach(part, parts)
     {
-        const char *text = item(part, "text")->valuestring;
+        const char *text = ipvg_reply_item(part, "text")->valuestring;
         size_t n = strlen(text);
         memcpy(end, text, n);
         end += n;
@@ -181,24 +112,17 @@ static ipvg_status join_parts(ipvg_context *ctx, char **out, const cJSON *parts)
     return IPVG_OK;
 }
 
-/* A count of tokens; -1 for anything that cannot be one. */
-static int64_t count_of(const cJSON *value)
-{
-    double v = cJSON_IsNumber(value) ? value->valuedouble : -1;
-    return v >= 0 && v <= 1e15 ? (int64_t)v : -1;
-}
-
 static ipvg_status read_choice(ipvg_context *ctx, ipvg_chat_answer *answer, const cJSON *choice)
 {
-    const cJSON *message = item(choice, "message");
+    const cJSON *message = ipvg_reply_item(choice, "message");
     if (!cJSON_IsObject(message)) return ipvg_fail(ctx, IPVG_E_FORMAT, "choices[0].message: expected an object");
-    const char *reason = text_of(item(choice, "finish_reason"));
-    if (reason) copy_printable(answer->finish_reason, sizeof answer->finish_reason, reason, strlen(reason));
-    const char *refusal = text_of(item(message, "refusal"));
-    const cJSON *content = item(message, "content");
-    ipvg_status status = refusal ? copy_text(ctx, &answer->refusal, refusal) : IPVG_OK;
+    const char *reason = ipvg_reply_text(ipvg_reply_item(choice, "finish_reason"));
+    if (reason) ipvg_reply_printable(answer->finish_reason, sizeof answer->finish_reason, reason, strlen(reason));
+    const char *refusal = ipvg_reply_text(ipvg_reply_item(message, "refusal"));
+    const cJSON *content = ipvg_reply_item(message, "content");
+    ipvg_status status = refusal ? ipvg_reply_copy(ctx, &answer->refusal, refusal) : IPVG_OK;
     if (status != IPVG_OK) return status;
-    if (cJSON_IsString(content)) return copy_text(ctx, &answer->content, content->valuestring);
+    if (cJSON_IsString(content)) return ipvg_reply_copy(ctx, &answer->content, content->valuestring);
     if (cJSON_IsArray(content)) return join_parts(ctx, &answer->content, content);
     if (!content || cJSON_IsNull(content)) return IPVG_OK;
     return ipvg_fail(ctx, IPVG_E_FORMAT, "choices[0].message.content: expected text");
@@ -208,19 +132,15 @@ ipvg_status ipvg_chat_read(ipvg_context *ctx, ipvg_chat_answer *answer, const ch
 {
     ipvg_status status;
     cJSON *root = NULL;
-    char said[512];
     memset(answer, 0, sizeof *answer);
     IPVG_TRY(ipvg_json_parse(ctx, &root, text, size));
-    const cJSON *choices = item(root, "choices"), *usage = item(root, "usage"), *error = item(root, "error");
-    answer->prompt_tokens = count_of(item(usage, "prompt_tokens"));
-    answer->completion_tokens = count_of(item(usage, "completion_tokens"));
-    const char *who = text_of(item(root, "model"));
-    if (who) copy_printable(answer->model, sizeof answer->model, who, strlen(who));
-    if (error && !cJSON_IsNull(error)) {
-        const char *message = error_text(root);
-        copy_printable(said, sizeof said, message ? message : "", message ? strlen(message) : 0);
-        status = ipvg_fail(ctx, IPVG_E_BACKEND, "%s", said[0] ? said : "an error that is not explained");
-    } else if (!cJSON_IsArray(choices)) {
+    const cJSON *choices = ipvg_reply_item(root, "choices"), *usage = ipvg_reply_item(root, "usage");
+    answer->prompt_tokens = ipvg_reply_count(ipvg_reply_item(usage, "prompt_tokens"));
+    answer->completion_tokens = ipvg_reply_count(ipvg_reply_item(usage, "completion_tokens"));
+    const char *who = ipvg_reply_text(ipvg_reply_item(root, "model"));
+    if (who) ipvg_reply_printable(answer->model, sizeof answer->model, who, strlen(who));
+    IPVG_TRY(ipvg_reply_error(ctx, root));
+    if (!cJSON_IsArray(choices)) {
         status = ipvg_fail(ctx, IPVG_E_FORMAT, "choices: expected a list; this is no chat completion");
     } else if (cJSON_GetArraySize(choices) == 0) {
         status = ipvg_fail(ctx, IPVG_E_FORMAT, "choices: the list is empty");

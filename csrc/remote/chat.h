@@ -52,8 +52,4 @@ typedef struct ipvg_chat_answer {
 ipvg_status ipvg_chat_read(ipvg_context *ctx, ipvg_chat_answer *answer, const char *text, size_t size);
 void ipvg_chat_answer_free(ipvg_chat_answer *answer);
 
-/* What a failed answer says about itself, whatever its form, into out (room bytes): the message of an error object, else
- * the start of the body. Control characters become spaces. Never fails. */
-void ipvg_chat_explain(char *out, size_t room, const char *text, size_t size);
-
 #endif

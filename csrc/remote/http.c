@@ -137,7 +137,8 @@ static ipvg_status check(ipvg_context *ctx, const ipvg_http_request *r)
     if (strncasecmp(r->url, "http://", 7) != 0 && strncasecmp(r->url, "https://", 8) != 0)
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "URL: expected http:// or https:// in front");
     for (const char *p = r->url; *p; p++)
-        if (*p <= ' ' || *p == 127) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "URL: holds a space or control character");
+        if (*p <= ' ' || *p >= 127)
+            return ipvg_fail(ctx, IPVG_E_ARGUMENT, "URL: holds a space or a character that is not printable ASCII");
     if (memchr(r->url, '@', (size_t)origin(r->url)))
         return ipvg_fail(ctx, IPVG_E_ARGUMENT, "URL: names a user or password; give a key apart from it");
     for (const char *p = r->key ? r->key : ""; *p; p++) /* a line end in it would add headers of its own */
@@ -146,14 +147,53 @@ static ipvg_status check(ipvg_context *ctx, const ipvg_http_request *r)
     return IPVG_OK;
 }
 
+/* Headers in *list and their number so far; a failed append leaves the list as it was. */
+static bool add_header(struct curl_slist **list, const char *line)
+{
+    struct curl_slist *longer = curl_slist_append(*list, line);
+    if (longer) *list = longer;
+    return longer != NULL;
+}
+
+static bool add_headers(struct curl_slist **list, const ipvg_http_request *r)
+{
+    if (r->body && !add_header(list, "Content-Type: application/json")) return false;
+    if (!add_header(list, r->body || r->field_count ? "Accept: application/json" : "Accept: image/*")) return false;
+    /* "Expect:" keeps curl from waiting a second for leave to send a picture. */
+    if (!add_header(list, "Expect:") || !add_header(list, "User-Agent: ipvg")) return false;
+    if (!r->key || !r->key[0]) return true;
+    size_t room = strlen(r->key) + 32;
+    char *line = malloc(room);
+    if (!line) return false;
+    snprintf(line, room, r->plain_key ? "api-key: %s" : "Authorization: Bearer %s", r->key);
+    bool added = add_header(list, line);
+    explicit_bzero(line, room);
+    free(line);
+    return added;
+}
+
+/* *form: NULL when the request is none. */
+static bool make_form(CURL *easy, curl_mime **form, const ipvg_http_request *r)
+{
+    *form = NULL;
+    if (r->body || r->field_count == 0) return true;
+    if (!(*form = curl_mime_init(easy))) return false;
+    for (size_t i = 0; i < r->field_count; i++) {
+        const ipvg_http_field *f = &r->fields[i];
+        curl_mimepart *part = curl_mime_addpart(*form);
+        if (!part || curl_mime_name(part, f->name) || curl_mime_data(part, f->data, f->size)) return false;
+        if (f->filename && (curl_mime_filename(part, f->filename) || curl_mime_type(part, f->type))) return false;
+    }
+    return true;
+}
+
 static ipvg_status set_up(ipvg_context *ctx, ipvg_http *http, const ipvg_http_request *r, exchange *e,
-                          struct curl_slist *headers)
+                          struct curl_slist *headers, curl_mime *form)
 {
     CURL *c = http->easy;
     CURLcode err = CURLE_OK;
 #define SET(option, value) \
     if (err == CURLE_OK) err = curl_easy_setopt(c, option, value)
-    curl_easy_reset(c); /* keeps the connections */
     http->error[0] = 0;
     SET(CURLOPT_ERRORBUFFER, http->error);
     SET(CURLOPT_URL, r->url);
@@ -166,9 +206,15 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_http *http, const ipvg_http_re
     SET(CURLOPT_QUICK_EXIT, 1L); /* closing does not wait for a resolver that hangs */
     SET(CURLOPT_TCP_KEEPALIVE, 1L);
     SET(CURLOPT_HTTPHEADER, headers);
-    SET(CURLOPT_POST, 1L);
-    SET(CURLOPT_POSTFIELDS, r->body);
-    SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->size);
+    if (form) {
+        SET(CURLOPT_MIMEPOST, form);
+    } else if (r->body) {
+        SET(CURLOPT_POST, 1L);
+        SET(CURLOPT_POSTFIELDS, r->body);
+        SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->size);
+    } else {
+        SET(CURLOPT_HTTPGET, 1L);
+    }
     SET(CURLOPT_CONNECTTIMEOUT_MS, (long)(r->connect_timeout * 1000) + 1);
     SET(CURLOPT_TIMEOUT_MS, (long)(r->timeout * 1000) + 1);
     SET(CURLOPT_WRITEFUNCTION, on_body);
@@ -250,38 +296,21 @@ static ipvg_status judge(ipvg_context *ctx, ipvg_http *http, const ipvg_http_req
     return ipvg_fail(ctx, IPVG_E_BACKEND, "%.*s: %s", shown, r->url, why);
 }
 
-ipvg_status ipvg_http_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer, const ipvg_http_request *r)
+ipvg_status ipvg_http_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer, const ipvg_http_request *r)
 {
     ipvg_status status;
-    exchange e = {.answer = answer, .max_bytes = r->max_bytes};
+    exchange e = {.answer = answer, .max_bytes = r->max_bytes, .capacity = 1};
     struct curl_slist *headers = NULL;
-    char *authorization = NULL;
+    curl_mime *form = NULL;
     CURLcode result;
     ipvg_http_answer_free(answer);
     IPVG_TRY(check(ctx, r));
-    /* "Expect:" keeps curl from waiting a second for leave to send a picture. */
-    const char *fixed[] = {"Content-Type: application/json", "Accept: application/json", "Expect:", "User-Agent: ipvg"};
-    size_t room = r->key ? strlen(r->key) + 32 : 1;
-    authorization = malloc(room);
-    bool whole = authorization != NULL;
-    for (size_t i = 0; whole && i < sizeof fixed / sizeof *fixed; i++) {
-        struct curl_slist *longer = curl_slist_append(headers, fixed[i]);
-        if (longer) headers = longer;
-        whole = longer != NULL;
-    }
-    if (whole && r->key && r->key[0]) {
-        snprintf(authorization, room, "Authorization: Bearer %s", r->key);
-        struct curl_slist *longer = curl_slist_append(headers, authorization);
-        if (longer) headers = longer;
-        whole = longer != NULL;
-    }
-    answer->body = whole ? calloc(1, 1) : NULL;
-    if (!answer->body) {
+    answer->body = calloc(1, 1);
+    if (!answer->body || !add_headers(&headers, r) || !make_form(http->easy, &form, r)) {
         status = ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a request");
         goto done;
     }
-    e.capacity = 1;
-    IPVG_TRY(set_up(ctx, http, r, &e, headers));
+    IPVG_TRY(set_up(ctx, http, r, &e, headers, form));
     IPVG_TRY(transfer(ctx, http, &result, &e, r->silence_timeout));
     curl_easy_getinfo(http->easy, CURLINFO_RESPONSE_CODE, &answer->status);
     if (result != CURLE_OK) {
@@ -300,8 +329,8 @@ done:
     if (answer->body) ipvg_key_blank(answer->body, answer->size, r->key);
     ipvg_key_blank(answer->request_id, strlen(answer->request_id), r->key);
     ipvg_key_blank(answer->type, strlen(answer->type), r->key);
-    if (authorization) explicit_bzero(authorization, room);
-    free(authorization);
+    curl_easy_reset(http->easy); /* it points to the headers and the form; its connections stay */
+    curl_mime_free(form);
     for (struct curl_slist *h = headers; h; h = h->next) explicit_bzero(h->data, strlen(h->data));
     curl_slist_free_all(headers);
     return status;

@@ -3,7 +3,7 @@
  *     ipvg_http *http = NULL;
  *     ipvg_http_answer answer = {0};
  *     IPVG_TRY(ipvg_http_open(ctx, &http));
- *     IPVG_TRY(ipvg_http_post(ctx, http, &answer, &(ipvg_http_request){.url = url, .key = key, .body = json, ...}));
+ *     IPVG_TRY(ipvg_http_send(ctx, http, &answer, &(ipvg_http_request){.url = url, .key = key, .body = json, ...}));
  *     if (answer.status == 200) ... answer.body, answer.size ...
  * done:
  *     ipvg_http_answer_free(&answer);
@@ -23,11 +23,23 @@
 
 typedef struct ipvg_http ipvg_http;
 
+/* A field of a form (multipart/form-data). */
+typedef struct ipvg_http_field {
+    const char *name;
+    const void *data;
+    size_t size;          /* of data, bytes */
+    const char *filename; /* of a file, with its type ("image/png"); NULL: a plain value */
+    const char *type;
+} ipvg_http_field;
+
 typedef struct ipvg_http_request {
-    const char *url;        /* http:// or https:// */
-    const char *key;        /* goes as "Authorization: Bearer key"; NULL: none */
-    const void *body;       /* sent as application/json */
-    size_t size;            /* of body, bytes */
+    const char *url;  /* http:// or https:// */
+    const char *key;  /* goes as "Authorization: Bearer key"; NULL: none */
+    bool plain_key;   /* it goes as "api-key: key" instead */
+    const void *body; /* posted as application/json; NULL: post the fields, and without any, get */
+    size_t size;      /* of body, bytes */
+    const ipvg_http_field *fields;
+    size_t field_count;
     double connect_timeout; /* seconds until a connection stands, TLS included */
     double timeout;         /* seconds for the whole exchange */
     double silence_timeout; /* seconds without a byte in either direction; 0: no limit but `timeout` */
@@ -50,7 +62,7 @@ void ipvg_http_close(ipvg_http **http);
 
 /* IPVG_OK for any status: the caller judges it. IPVG_E_BACKEND when there is no whole answer (answer->fault says whether
  * to try again), IPVG_E_ARGUMENT for a URL or key that cannot be sent. `answer` must be zeroed or used before. */
-ipvg_status ipvg_http_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
+ipvg_status ipvg_http_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
                            const ipvg_http_request *request);
 void ipvg_http_answer_free(ipvg_http_answer *answer);
 

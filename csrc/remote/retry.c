@@ -40,7 +40,7 @@ static ipvg_status rest(ipvg_context *ctx, double seconds)
     return ipvg_check_cancel(ctx);
 }
 
-ipvg_status ipvg_retry_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
+ipvg_status ipvg_retry_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
                             const ipvg_http_request *request, const ipvg_retry *policy, int *attempts)
 {
     double end = ipvg_http_seconds() + policy->deadline;
@@ -48,7 +48,7 @@ ipvg_status ipvg_retry_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer
         ipvg_http_request once = *request;
         double left = end - ipvg_http_seconds();
         if (once.timeout > left) once.timeout = left > 0.001 ? left : 0.001;
-        ipvg_status status = ipvg_http_post(ctx, http, answer, &once);
+        ipvg_status status = ipvg_http_send(ctx, http, answer, &once);
         bool again = status == IPVG_OK ? ipvg_retry_status(answer->status) : answer->fault;
         if (!again || *attempts >= policy->attempts) return status;
         double wait = ipvg_retry_wait(policy, *attempts, answer->retry_after, random_share());

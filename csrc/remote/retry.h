@@ -18,9 +18,9 @@ bool ipvg_retry_status(long status);
 /* Seconds before try `attempt` (1 for the first repetition); share: uniform in [0, 1). */
 double ipvg_retry_wait(const ipvg_retry *policy, int attempt, double retry_after, double share);
 
-/* As ipvg_http_post, with *attempts set to the tries made. A wait that would pass the deadline is not begun: the last
+/* As ipvg_http_send, with *attempts set to the tries made. A wait that would pass the deadline is not begun: the last
  * answer or failure stands. */
-ipvg_status ipvg_retry_post(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
+ipvg_status ipvg_retry_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer,
                             const ipvg_http_request *request, const ipvg_retry *policy, int *attempts);
 
 #endif

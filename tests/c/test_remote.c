@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../csrc/remote/chat.h"
+#include "../../csrc/remote/reply.h"
 #include "../../csrc/remote/retry.h"
 
 /* ---- the n-th allocation of this thread fails ---- */
@@ -57,7 +58,7 @@ static ipvg_status read_answer(ipvg_context *ctx, ipvg_chat_answer *answer, cons
     CHECK((status == IPVG_OK) == (ctx->error[0] == 0) && strlen(ctx->error) < sizeof ctx->error);
     if (!until_failure) {
         memset(said, 'x', sizeof said);
-        ipvg_chat_explain(said, sizeof said, copy, size);
+        ipvg_reply_explain(said, sizeof said, copy, size);
         CHECK(memchr(said, 0, sizeof said));
     }
     free(copy);
@@ -227,7 +228,7 @@ static void every_allocation_of_an_exchange_fails_once(void)
         failed = 0;
         until_failure = tries + 1;
         ipvg_status status = ipvg_http_open(&ctx, &http);
-        if (status == IPVG_OK) status = ipvg_http_post(&ctx, http, &answer, &request);
+        if (status == IPVG_OK) status = ipvg_http_send(&ctx, http, &answer, &request);
         until_failure = 0;
         CHECK(failed || status == IPVG_OK);
         if (status == IPVG_OK) { /* also after a failure that libcurl could do without */

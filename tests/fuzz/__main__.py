@@ -26,7 +26,7 @@ PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_
 # Target: (what is compiled beside csrc/base, libraries)
 C = {
     "weights": (["csrc/model/weights.c"], ["-lm"]),
-    "chat": (["csrc/remote/chat.c", "csrc/remote/json.c"], ["-lcjson", "-lm"]),
+    "chat": ([f"csrc/remote/{name}.c" for name in ("base64", "chat", "json", "reply")], ["-lcjson", "-lm"]),
 }
 MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096}
 

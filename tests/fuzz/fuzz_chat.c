@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../../csrc/remote/chat.h"
+#include "../../csrc/remote/reply.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -50,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         require(!answer.content && !answer.refusal && ctx.error[0] && strlen(ctx.error) < sizeof ctx.error);
     }
     ipvg_chat_answer_free(&answer);
-    ipvg_chat_explain(said, sizeof said, text, size);
+    ipvg_reply_explain(said, sizeof said, text, size);
     require(memchr(said, 0, sizeof said) != NULL);
     free(text);
     return 0;
