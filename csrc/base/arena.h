@@ -35,8 +35,10 @@ typedef struct ipvg_arena {
 
 /* Grows the buffer to `bytes` if it is smaller (contents are lost), leaves planning mode and empties the stack. */
 ipvg_status ipvg_arena_reserve(ipvg_context *ctx, const ipvg_memory *memory, ipvg_arena *a, size_t bytes);
-/* Empties the stack and enters planning mode; the buffer stays. */
+/* Empties the stack and enters planning mode; the buffer stays. ipvg_arena_reserve leaves that mode, and so must whoever
+ * fails before it: in planning mode a copy, say, would quietly not be made. */
 void ipvg_arena_plan(ipvg_arena *a);
+static inline void ipvg_arena_unplan(ipvg_arena *a) { a->planning = false; }
 void ipvg_arena_free(ipvg_arena *a);
 
 /* A block of `bytes`; it lives until the stack is reset to a mark taken before it. In planning mode the pointer must

@@ -114,6 +114,7 @@ ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit
     *out = text;
     text = NULL;
 done:
+    ipvg_arena_unplan(ex->arena);
     ipvg_dit_text_free(ex->be, &text);
     return status;
 }
@@ -241,6 +242,7 @@ ipvg_status ipvg_dit_context_new(ipvg_exec *ex, ipvg_dit_context **out, const ip
     *out = context;
     context = NULL;
 done:
+    ipvg_arena_unplan(ex->arena);
     ipvg_dit_context_free(ex->be, &context);
     return status;
 }

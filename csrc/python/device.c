@@ -35,6 +35,7 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
     dev->ctx.progress = NULL;
     dev->ex.trace = NULL;
     atomic_store(&dev->ctx.cancel, 0);
+    ipvg_arena_unplan(&dev->arena); /* a call that failed while it planned */
     ipvg_context failed = {0};
     if (status != IPVG_OK) failed = dev->ctx; /* the text must survive the next call's start */
     PyThread_release_lock(dev->lock);

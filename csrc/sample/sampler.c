@@ -215,7 +215,7 @@ ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *
     *out = s;
     s = NULL;
 done:
-    ex->arena->planning = false;
+    ipvg_arena_unplan(ex->arena);
     ipvg_sampler_free(ex->be, &s);
     return status;
 }

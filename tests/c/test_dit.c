@@ -176,6 +176,29 @@ static void cancel_and_wrong_shapes_leave_it_usable(void)
     CHECK(forward(again, NULL) == IPVG_OK && memcmp(v_data, again, sizeof v_data) == 0);
 }
 
+/* What fails while it plans must not leave the arena planning: a copy made next would quietly not be made. */
+static void what_fails_while_planning_stops_planning(void)
+{
+    ipvg_weights *weights = NULL;
+    ipvg_dit *wrong = NULL;
+    ipvg_dit_text *none = NULL;
+    ipvg_dit_context *no_context = NULL;
+    ipvg_tensor states = ipvg_tensor_of(text_data, IPVG_F32, 3, TEXT);
+    ipvg_tensor given = ipvg_tensor_of(context_data, IPVG_F32, CONTEXT, 1, H, W);
+    atomic_store(&ctx.cancel, 1);
+    CHECK(ipvg_dit_text_new(&ex, &none, dit, &states) == IPVG_E_CANCELLED && !none && !arena.planning);
+    int i = 0;
+    while (strcmp(names[i], "vace_patch_embedding.weight")) i++;
+    sources[i].dtype = IPVG_I32; /* which no product takes */
+    CHECK(ipvg_weights_open(&ctx, &weights, sources, (size_t)count) == IPVG_OK);
+    CHECK(ipvg_dit_new(&ctx, &wrong, &config, weights) == IPVG_OK);
+    CHECK(ipvg_dit_context_new(&ex, &no_context, wrong, &given, F) == IPVG_E_TYPE && !no_context && !arena.planning);
+    sources[i].dtype = IPVG_F32;
+    ipvg_dit_free(&wrong);
+    ipvg_weights_free(&weights);
+    CHECK(forward(again, NULL) == IPVG_OK && memcmp(v_data, again, sizeof v_data) == 0);
+}
+
 static void every_allocation_may_fail(void)
 {
     for (fail_at = 0;; fail_at++) {
@@ -223,6 +246,7 @@ int main(void)
     the_plan_is_exact_and_a_forward_allocates_nothing();
     no_branch_needs_more_than_the_plain_one();
     cancel_and_wrong_shapes_leave_it_usable();
+    what_fails_while_planning_stops_planning();
     every_allocation_may_fail();
     ipvg_dit_text_free(be, &text);
     ipvg_dit_context_free(be, &context);
