@@ -82,6 +82,7 @@ test-peers: build
 
 # C tests under AddressSanitizer and UndefinedBehaviorSanitizer: all of the core that does not need Python.
 SAN := build/sanitize
+comma := ,
 SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
     -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -Icsrc
 MEDIA := libavfilter libavformat libavcodec libavutil libswscale
@@ -105,7 +106,14 @@ $(SAN)/%.o: %.c $(filter %.h,$(C_FILES))
 	@mkdir -p $(@D)
 	@$(CC) $(SAN_FLAGS) -c $< -o $@
 $(SAN)/test_%: tests/c/test_%.c $(SAN_OBJECTS)
-	@$(CC) $(SAN_FLAGS) $< $(SAN_OBJECTS) $(SAN_LIBS) -o $@
+	@$(CC) $(SAN_FLAGS) $< $(SAN_OBJECTS) $(SAN_LINK) $(SAN_LIBS) -o $@
+# Calls of our own objects that ask for memory go through the test (tests/c/failing.h).
+FAILING := malloc calloc realloc aligned_alloc strdup realpath mmap
+FAILING_FFMPEG := fopen av_malloc av_malloc_array av_frame_alloc av_packet_alloc avcodec_alloc_context3 sws_alloc_context \
+    avformat_alloc_context avformat_new_stream avio_alloc_context
+$(SAN)/test_allocation $(SAN)/test_allocation_io: tests/c/failing.h
+$(SAN)/test_allocation: SAN_LINK = $(FAILING:%=-Wl,--wrap=%)
+$(SAN)/test_allocation_io: SAN_LINK = $(patsubst %,-Wl$(comma)--wrap=%,$(FAILING) $(FAILING_FFMPEG))
 .SECONDARY: $(SAN_OBJECTS)
 
 clean:

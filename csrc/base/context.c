@@ -40,8 +40,8 @@ ipvg_status ipvg_fail_errno(ipvg_context *ctx, const char *fmt, ...)
     va_end(ap);
     size_t n = strlen(ctx->error);
     snprintf(ctx->error + n, sizeof ctx->error - n, ": %s", strerror(err));
-    ctx->sys_errno = err;
-    return IPVG_E_IO;
+    ctx->sys_errno = err == ENOMEM ? 0 : err;
+    return err == ENOMEM ? IPVG_E_MEMORY : IPVG_E_IO;
 }
 
 ipvg_status ipvg_check_cancel(ipvg_context *ctx)

@@ -31,7 +31,7 @@ void ipvg_context_init(ipvg_context *ctx, int threads);
 __attribute__((format(printf, 3, 4))) ipvg_status ipvg_fail(ipvg_context *ctx, ipvg_status status, const char *fmt,
                                                             ...);
 
-/* The same for a failed system call: adds strerror(errno). */
+/* The same for a failed system call: adds strerror(errno). IPVG_E_IO, but IPVG_E_MEMORY for ENOMEM. */
 __attribute__((format(printf, 2, 3))) ipvg_status ipvg_fail_errno(ipvg_context *ctx, const char *fmt, ...);
 
 /* Called between blocks: IPVG_OK, or IPVG_E_CANCELLED with the text set. Clears the flag it obeyed. */
