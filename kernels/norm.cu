@@ -1,0 +1,238 @@
+/* Norms over whole rows: one reading of a row, kept in registers, and one writing. */
+#include "team.cuh"
+
+/* ==== layer norm, after a gated residual or alone ==== */
+
+/* Mean and 1 / standard deviation. The mean is found twice: what float32 sums left of it is measured on the centred row, so
+ * that a mean far from 0 costs no digits. */
+template <int V>
+__device__ inline void moments(float *mean, float *inverse, kept_row<V> &row, float eps, int64_t d)
+{
+    const float share = 1.f / (float)d;
+    float sum = 0.f, both[2] = {0.f, 0.f};
+    row.each([&](const float(&v)[V], int) {
+#pragma unroll
+        for (int i = 0; i < V; i++) sum += v[i];
+    });
+    const float near = team_sum(row.t, sum) * share;
+    row.each([&](const float(&v)[V], int) {
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            const float centred = v[i] - near;
+            both[0] += centred;
+            both[1] = fmaf(centred, centred, both[1]);
+        }
+    });
+    reduce<add>(row.t, both);
+    const float rest = both[0] * share;
+    *mean = near + rest;
+    *inverse = 1.f / sqrtf(both[1] * share - rest * rest + eps);
+}
+
+/* Writes what `result` makes of each chunk, quantised by its greatest number if y is E4M3. */
+template <int V, class F>
+__device__ inline void write_row(const array &y, float *y_scale, kept_row<V> &row, int64_t number, F result)
+{
+    float factor = 1.f;
+    if (y_scale) {
+        float most = 0.f;
+        row.each([&](const float(&v)[V], int column) {
+            float out[V];
+            result(out, v, column);
+#pragma unroll
+            for (int i = 0; i < V; i++) most = fmaxf(most, fabsf(out[i]));
+        });
+        most = team_max(row.t, most);
+        if (most > 0.f) factor = E4M3_MAX / most;
+        if (row.chunks && row.t.lane == 0) y_scale[number] = most > 0.f ? most / E4M3_MAX : 1.f;
+    }
+    row.each([&](const float(&v)[V], int column) {
+        float out[V];
+        result(out, v, column);
+#pragma unroll
+        for (int i = 0; i < V; i++) out[i] *= factor;
+        store<V>(y, number * y.ld + column, out);
+    });
+}
+
+template <int V>
+__device__ inline void write_norm(const array &y, float *y_scale, kept_row<V> &row, const array &mul, const array &add,
+                                  float plus, float eps, int64_t d)
+{
+    float mean, inverse;
+    moments<V>(&mean, &inverse, row, eps, d);
+    write_row<V>(y, y_scale, row, row.t.row, [&](float(&out)[V], const float(&v)[V], int column) {
+        float m[V], a[V];
+        load<V>(m, mul, column);
+        load<V>(a, add, column);
+#pragma unroll
+        for (int i = 0; i < V; i++) out[i] = fmaf((v[i] - mean) * inverse, plus + m[i], a[i]);
+    });
+}
+
+template <int V>
+__global__ void layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus, float eps,
+                                  int64_t rows, int64_t d, int lanes)
+{
+    const team t(lanes);
+    kept_row<V> row(t, x, rows, d);
+    write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
+}
+
+template <int V>
+__global__ void gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul, array add,
+                                          float plus, float eps, int64_t rows, int64_t d, int lanes)
+{
+    const team t(lanes);
+    kept_row<V> row(t, x, rows, d);
+    row.each([&](float(&v)[V], int column) {
+        float w[V], g[V];
+        load<V>(w, u, t.row * u.ld + column);
+        load_or<V>(g, gate, column, 1.f);
+#pragma unroll
+        for (int i = 0; i < V; i++) v[i] = rounded(fmaf(w[i], g[i], v[i]), x.dtype);
+        store<V>(x, t.row * x.ld + column, v);
+    });
+    write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
+}
+
+/* ==== RMS norm, with rotary embedding or without ==== */
+
+template <int V>
+__global__ void rms_norm_kernel(array y, array x, array w, const float *rope, int head, float eps, int64_t rows,
+                                int64_t d, int lanes)
+{
+    const team t(lanes);
+    kept_row<V> row(t, x, rows, d);
+    float squares = 0.f;
+    row.each([&](const float(&v)[V], int) {
+#pragma unroll
+        for (int i = 0; i < V; i++) squares = fmaf(v[i], v[i], squares);
+    });
+    const float inverse = 1.f / sqrtf(team_sum(t, squares) / (float)d + eps);
+    row.each([&](float(&v)[V], int column) {
+        float f[V], turn[V], out[V];
+        load<V>(f, w, column);
+#pragma unroll
+        for (int i = 0; i < V; i++) out[i] = v[i] * inverse * f[i];
+        if constexpr (V % 2 == 0) {
+            if (rope) {
+                load<V>(turn, array{(void *)rope, IPVG_K_F32, 0}, t.row * head + column % head);
+#pragma unroll
+                for (int i = 0; i < V; i += 2) {
+                    const float a = out[i], b = out[i + 1];
+                    out[i] = a * turn[i] - b * turn[i + 1];
+                    out[i + 1] = b * turn[i] + a * turn[i + 1];
+                }
+            }
+        }
+        store<V>(y, t.row * y.ld + column, out);
+    });
+}
+
+/* ==== quantisation alone ==== */
+
+template <int V>
+__global__ void quantise_rows_kernel(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d,
+                                     int lanes)
+{
+    const team t(lanes);
+    kept_row<V> row(t, x, rows, d);
+    write_row<V>(y, y_scale, row, t.row, [&](float(&out)[V], const float(&v)[V], int) {
+#pragma unroll
+        for (int i = 0; i < V; i++) out[i] = act_of(v[i], act);
+    });
+}
+
+/* ==== normalised attention guidance ==== */
+
+template <int V>
+__global__ void nag_kernel(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d,
+                           int lanes)
+{
+    const team t(lanes);
+    kept_row<V> row(t, p, rows, d);
+    float sums[2] = {0.f, 0.f};
+    row.each([&](const float(&v)[V], int column) {
+        float away[V];
+        load<V>(away, n, t.row * n.ld + column);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            sums[0] += fabsf(v[i]);
+            sums[1] += fabsf(scale * v[i] - (scale - 1.f) * away[i]);
+        }
+    });
+    reduce<add>(t, sums);
+    const float shrink = sums[1] > tau * sums[0] ? tau * sums[0] / sums[1] : 1.f;
+    row.each([&](const float(&v)[V], int column) {
+        float away[V], out[V];
+        load<V>(away, n, t.row * n.ld + column);
+#pragma unroll
+        for (int i = 0; i < V; i++)
+            out[i] = alpha * shrink * (scale * v[i] - (scale - 1.f) * away[i]) + (1.f - alpha) * v[i];
+        store<V>(y, t.row * y.ld + column, out);
+    });
+}
+
+/* ==== launchers ==== */
+
+/* Starts kernel<8> or kernel<narrow>, with a team for each row. */
+#define ROWS(kernel, narrow, fast, rows, d, stream, ...)                                                   \
+    do {                                                                                                   \
+        const team_plan p8 = plan_teams(rows, (d) / 8, keep<8>::chunks);                                   \
+        const team_plan p1 = plan_teams(rows, (d) / (narrow), keep<narrow>::chunks);                       \
+        if (fast) return launch(kernel<8>, p8.blocks, p8.threads, stream, __VA_ARGS__, rows, d, p8.lanes); \
+        return launch(kernel<narrow>, p1.blocks, p1.threads, stream, __VA_ARGS__, rows, d, p1.lanes);      \
+    } while (0)
+
+static bool bad(int64_t rows, int64_t d) { return rows < 0 || d < 1 || d > INT32_MAX; }
+
+/* An E4M3 result and its scales come together. */
+static bool bad_result(const array &y, const float *y_scale) { return (y.dtype == IPVG_K_E4M3) != (y_scale != NULL); }
+
+int ipvg_k_layer_norm(array y, float *y_scale, array x, array mul, array add, float plus, float eps, int64_t rows,
+                      int64_t d, void *stream)
+{
+    mul = flat(mul), add = flat(add);
+    if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, mul, add)) return cudaErrorInvalidValue;
+    ROWS(layer_norm_kernel, 1, wide(d, y, x, mul, add), rows, d, stream, y, y_scale, x, mul, add, plus, eps);
+}
+
+int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
+                              float eps, int64_t rows, int64_t d, void *stream)
+{
+    gate = flat(gate), mul = flat(mul), add = flat(add);
+    if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, u, gate, mul, add)) return cudaErrorInvalidValue;
+    ROWS(gate_residual_norm_kernel, 1, wide(d, y, x, u, gate, mul, add), rows, d, stream, y, y_scale, x, u, gate, mul,
+         add, plus, eps);
+}
+
+int ipvg_k_rms_norm(array y, array x, array w, float eps, int64_t rows, int64_t d, void *stream)
+{
+    w = flat(w);
+    if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w)) return cudaErrorInvalidValue;
+    ROWS(rms_norm_kernel, 1, wide(d, y, x, w), rows, d, stream, y, x, w, (const float *)NULL, 1, eps);
+}
+
+int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads, float eps, int64_t rows, int64_t d,
+                         void *stream)
+{
+    w = flat(w);
+    if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w) || heads < 1 || d % (2 * (int64_t)heads))
+        return cudaErrorInvalidValue;
+    const int head = (int)(d / heads);
+    const bool fast = wide(d, y, x, w, array{(void *)rope, IPVG_K_F32, 0}) && head % 8 == 0;
+    ROWS(rms_norm_kernel, 2, fast, rows, d, stream, y, x, w, rope, head, eps);
+}
+
+int ipvg_k_quantise_rows(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d, void *stream)
+{
+    if (bad(rows, d) || y.dtype != IPVG_K_E4M3 || !y_scale || !readable(x)) return cudaErrorInvalidValue;
+    ROWS(quantise_rows_kernel, 1, wide(d, y, x), rows, d, stream, y, y_scale, x, act);
+}
+
+int ipvg_k_nag(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d, void *stream)
+{
+    if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(p, n)) return cudaErrorInvalidValue;
+    ROWS(nag_kernel, 1, wide(d, y, p, n), rows, d, stream, y, p, n, scale, tau, alpha);
+}

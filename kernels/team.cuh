@@ -1,0 +1,112 @@
+/* A row and the team of threads that works on it: sums over the team, and a row kept in registers. */
+#ifndef IPVG_KERNELS_TEAM_CUH
+#define IPVG_KERNELS_TEAM_CUH
+
+#include "launch.cuh"
+
+#define FULL_WARP 0xffffffffu
+
+/* Chunks of a row that a thread keeps in registers; a longer row is read again from memory. */
+template <int V>
+struct keep {
+    static constexpr int chunks = V == 8 ? 2 : 8;
+};
+
+struct team {
+    int lane, lanes;
+    int64_t row;
+
+    __device__ explicit team(int lanes_)
+    {
+        const int teams = (int)blockDim.x / lanes_;
+        lanes = lanes_;
+        lane = (int)threadIdx.x % lanes_;
+        row = (int64_t)blockIdx.x * teams + (int)threadIdx.x / lanes_;
+    }
+};
+
+struct add {
+    static __device__ float of(float a, float b) { return a + b; }
+};
+struct greater {
+    static __device__ float of(float a, float b) { return fmaxf(a, b); }
+};
+
+/* The sum (the greatest) of n values of each thread over its team, in one fixed order; every thread gets it. All threads of
+ * the block call it, those without a row too. */
+template <class Op, int M>
+__device__ inline void reduce(const team &t, float (&v)[M])
+{
+    for (int step = (t.lanes < 32 ? t.lanes : 32) / 2; step > 0; step /= 2)
+#pragma unroll
+        for (int m = 0; m < M; m++) v[m] = Op::of(v[m], __shfl_xor_sync(FULL_WARP, v[m], step));
+    if (t.lanes <= 32) return;
+    __shared__ float part[M][32];
+    const int warp = t.lane / 32, warps = t.lanes / 32;
+    if (t.lane % 32 == 0)
+#pragma unroll
+        for (int m = 0; m < M; m++) part[m][warp] = v[m];
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        v[m] = part[m][0];
+        for (int w = 1; w < warps; w++) v[m] = Op::of(v[m], part[m][w]);
+    }
+    __syncthreads(); /* until then nobody may write `part` again */
+}
+
+__device__ inline float team_sum(const team &t, float v)
+{
+    float one[1] = {v};
+    reduce<add>(t, one);
+    return one[0];
+}
+
+__device__ inline float team_max(const team &t, float v)
+{
+    float one[1] = {v};
+    reduce<greater>(t, one);
+    return one[0];
+}
+
+/* This thread's chunks of a row of x. */
+template <int V>
+struct kept_row {
+    static constexpr int N = keep<V>::chunks;
+    const team &t;
+    const array &x;
+    int chunks; /* of the row; 0 for a team without a row */
+    int64_t begin;
+    float v[N][V];
+
+    __device__ kept_row(const team &t_, const array &x_, int64_t rows, int64_t d)
+        : t(t_), x(x_), chunks(t_.row < rows ? (int)(d / V) : 0), begin(t_.row * x_.ld)
+    {
+        raw<V> bits[N];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (chunk(i) < chunks) bits[i] = fetch<V>(x, begin + chunk(i) * V);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (chunk(i) < chunks) widen<V>(v[i], bits[i], x.dtype);
+    }
+
+    __device__ int chunk(int i) const { return t.lane + i * t.lanes; }
+
+    /* f(values, column) for each chunk. What f does to the values stays only in registers: for those beyond them, f must
+     * write to x what the next turn is to find. */
+    template <class F>
+    __device__ void each(F f)
+    {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (chunk(i) < chunks) f(v[i], chunk(i) * V);
+        for (int c = chunk(N); c < chunks; c += t.lanes) {
+            float again[V];
+            load<V>(again, x, begin + c * V);
+            f(again, c * V);
+        }
+    }
+};
+
+#endif
