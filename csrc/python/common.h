@@ -67,6 +67,8 @@ int ipvg_py_number(PyObject *value, const char *what, double min, double max, do
 /* Which of the words a str is; -1 with TypeError or ValueError set if none. */
 int ipvg_py_choice(PyObject *value, const char *what, const char *const *words, int count);
 
+/* dict[key], borrowed; NULL with or without an exception. PyDict_GetItemString would take no memory for "not there". */
+PyObject *ipvg_py_dict_item(PyObject *dict, const char *key);
 /* An int / float item of a config dict, with range check. Return 0 and raise on failure. */
 int ipvg_py_dict_int(PyObject *dict, const char *key, int min, int max, int *out);
 int ipvg_py_dict_float(PyObject *dict, const char *key, double min, double max, float *out);

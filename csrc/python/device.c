@@ -115,8 +115,8 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!self) return NULL;
     ipvg_context_init(&self->ctx, (int)threads);
     self->lock = PyThread_allocate_lock();
-    ipvg_status status =
-        self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32) : IPVG_E_MEMORY;
+    ipvg_status status = self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32)
+                                    : ipvg_fail(&self->ctx, IPVG_E_MEMORY, "no memory for a lock");
     if (status != IPVG_OK) {
         ipvg_py_raise(&self->ctx, status);
         Py_DECREF(self);

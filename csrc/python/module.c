@@ -146,10 +146,17 @@ int ipvg_py_choice(PyObject *value, const char *what, const char *const *words, 
 
 /* ---- config dicts ---- */
 
+PyObject *ipvg_py_dict_item(PyObject *dict, const char *key)
+{
+    PyObject *name = PyUnicode_FromString(key), *v = name ? PyDict_GetItemWithError(dict, name) : NULL;
+    Py_XDECREF(name);
+    return v;
+}
+
 static PyObject *item(PyObject *dict, const char *key)
 {
-    PyObject *v = PyDict_Check(dict) ? PyDict_GetItemString(dict, key) : NULL;
-    if (!v) PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
+    PyObject *v = ipvg_py_dict_item(dict, key);
+    if (!v && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
     return v;
 }
 
@@ -192,6 +199,7 @@ int ipvg_py_dict_ints(PyObject *dict, const char *key, int min, int max, int *ou
     PyObject *v = item(dict, key);
     if (!v) return 0;
     PyObject *fast = PySequence_Fast(v, "");
+    if (!fast && PyErr_ExceptionMatches(PyExc_MemoryError)) return 0;
     if (!fast || PySequence_Fast_GET_SIZE(fast) > capacity) {
         PyErr_Format(PyExc_ValueError, "config: '%s' must be a list of at most %d integers", key, capacity);
         Py_XDECREF(fast);

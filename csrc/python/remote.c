@@ -36,7 +36,8 @@ static const char *text_of(PyObject *value, const char *what)
     }
     const char *text = PyUnicode_AsUTF8AndSize(value, &size);
     if (!text) {
-        PyErr_Format(PyExc_ValueError, "%s: holds a lone surrogate, which cannot be sent", what);
+        if (PyErr_ExceptionMatches(PyExc_UnicodeError))
+            PyErr_Format(PyExc_ValueError, "%s: holds a lone surrogate, which cannot be sent", what);
         return NULL;
     }
     if (strlen(text) == (size_t)size) return text;
@@ -129,7 +130,7 @@ static PyObject *body(PyObject *module, PyObject *args)
     if (ipvg_chat_write(&ctx, &text, model, messages, (size_t)count, options, (size_t)option_count) == IPVG_OK)
         result = PyBytes_FromString(text);
     else
-        PyErr_NoMemory();
+        PyErr_SetString(PyExc_MemoryError, ctx.error);
 done:
     for (Py_ssize_t i = 0; parts && i < count; i++) PyMem_Free(parts[i]);
     PyMem_Free(parts);

@@ -16,12 +16,14 @@ typedef struct vae_object {
 /* config[key]: a float for each latent channel, or Wan's if it is not there. */
 static int statistics(PyObject *config, const char *key, const float *wan, int z_dim, float *out)
 {
-    PyObject *v = PyDict_GetItemString(config, key);
+    PyObject *v = ipvg_py_dict_item(config, key);
+    if (!v && PyErr_Occurred()) return 0;
     if (!v && z_dim == 16) {
         memcpy(out, wan, 16 * sizeof *out);
         return 1;
     }
     PyObject *fast = v ? PySequence_Fast(v, "") : NULL;
+    if (v && !fast && PyErr_ExceptionMatches(PyExc_MemoryError)) return 0;
     if (!fast || PySequence_Fast_GET_SIZE(fast) != z_dim) {
         PyErr_Format(PyExc_ValueError, "config: '%s' must be a list of z_dim = %d numbers", key, z_dim);
         Py_XDECREF(fast);
@@ -35,7 +37,8 @@ static int statistics(PyObject *config, const char *key, const float *wan, int z
 static int read_config(PyObject *dict, ipvg_vae_config *c)
 {
     int temporal[IPVG_VAE_MAX_LEVELS], count;
-    PyObject *scales = PyDict_GetItemString(dict, "attn_scales");
+    PyObject *scales = ipvg_py_dict_item(dict, "attn_scales");
+    if (!scales && PyErr_Occurred()) return 0;
     if (scales && PyObject_IsTrue(scales)) {
         PyErr_SetString(PyExc_ValueError,
                         "config: 'attn_scales' is not empty; only VAEs without such attention are known");

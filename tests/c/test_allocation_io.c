@@ -7,34 +7,36 @@
 
 #include <dirent.h>
 #include <libavcodec/avcodec.h>
+#include <libavfilter/avfilter.h>
 #include <libavformat/avformat.h>
 #include <libswscale/swscale.h>
 #include <unistd.h>
 
 #include "../../csrc/io/image.h"
 #include "../../csrc/io/jpeg.h"
-#include "../../csrc/io/mp4.h"
+#include "../../csrc/io/writer.h"
 #include "../../csrc/io/video.h"
 
 typedef int (*reader)(void *, uint8_t *, int);
 typedef int64_t (*seeker)(void *, int64_t, int);
 #if LIBAVFORMAT_VERSION_MAJOR >= 61
-typedef int (*writer)(void *, const uint8_t *, int);
+typedef int (*sink)(void *, const uint8_t *, int);
 #else
-typedef int (*writer)(void *, uint8_t *, int);
+typedef int (*sink)(void *, uint8_t *, int);
 #endif
 
 FAILING(FILE *, NULL, fopen, (const char *path, const char *mode), (path, mode))
 FAILING(void *, NULL, av_malloc, (size_t size), (size))
 FAILING(void *, NULL, av_malloc_array, (size_t count, size_t size), (count, size))
 FAILING(AVFrame *, NULL, av_frame_alloc, (void), ())
+FAILING(AVFilterGraph *, NULL, avfilter_graph_alloc, (void), ())
 FAILING(AVPacket *, NULL, av_packet_alloc, (void), ())
 FAILING(AVCodecContext *, NULL, avcodec_alloc_context3, (const AVCodec *codec), (codec))
 FAILING(struct SwsContext *, NULL, sws_alloc_context, (void), ())
 FAILING(AVFormatContext *, NULL, avformat_alloc_context, (void), ())
 FAILING(AVStream *, NULL, avformat_new_stream, (AVFormatContext * format, const AVCodec *codec), (format, codec))
 FAILING(AVIOContext *, NULL, avio_alloc_context,
-        (unsigned char *buffer, int size, int write, void *user, reader read, writer out, seeker seek),
+        (unsigned char *buffer, int size, int write, void *user, reader read, sink out, seeker seek),
         (buffer, size, write, user, read, out, seek))
 
 enum { HEIGHT = 32, WIDTH = 48, FRAMES = 3, BYTES = HEIGHT * WIDTH * 3 };
@@ -95,15 +97,15 @@ static ipvg_status encoding_jpeg(void *out)
 
 static ipvg_status writing_video(void *unused)
 {
-    const ipvg_mp4_config config = {HEIGHT, WIDTH, 16, 1, 10, "ultrafast"};
-    ipvg_mp4 *m;
+    const ipvg_writer_config config = {HEIGHT, WIDTH, 16, 1, 10, "ultrafast"};
+    ipvg_writer *m;
     (void)unused;
     unlink(file);
-    ipvg_status status = ipvg_mp4_open(&ctx, &m, file, &config);
+    ipvg_status status = ipvg_writer_open(&ctx, &m, file, &config);
     CHECK((status == IPVG_OK) == (m != NULL));
-    for (int i = 0; i < FRAMES && status == IPVG_OK; i++) status = ipvg_mp4_write(&ctx, m, drawn[i]);
-    if (status == IPVG_OK) status = ipvg_mp4_finish(&ctx, m);
-    ipvg_mp4_close(&m);
+    for (int i = 0; i < FRAMES && status == IPVG_OK; i++) status = ipvg_writer_write(&ctx, m, drawn[i]);
+    if (status == IPVG_OK) status = ipvg_writer_finish(&ctx, m);
+    ipvg_writer_close(&m);
     CHECK(files() == (status == IPVG_OK));
     return status;
 }
@@ -130,7 +132,7 @@ static const char *in_folder(const char *name)
 int main(void)
 {
     static uint8_t rgb[BYTES];
-    static const char *const videos[] = {"a.mp4", "a.mkv", "a.webm"};
+    static const char *const videos[] = {"a.mp4", "a.mkv", "a.webm", "a.gif"};
     char nothing[1] = {0};
     CHECK(mkdtemp(folder));
     ipvg_context_init(&ctx, 1);
