@@ -14,8 +14,8 @@
 
 #include "../../csrc/io/image.h"
 #include "../../csrc/io/jpeg.h"
-#include "../../csrc/io/writer.h"
 #include "../../csrc/io/video.h"
+#include "../../csrc/io/writer.h"
 
 typedef int (*reader)(void *, uint8_t *, int);
 typedef int64_t (*seeker)(void *, int64_t, int);
