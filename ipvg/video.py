@@ -91,23 +91,30 @@ def _image_from_array(array: np.ndarray, alpha: str) -> np.ndarray:
     return ((rgb * a + 255 * (255 - a) + 127) // 255).astype(np.uint8)
 
 
-def read_video(source, *, start: int = 0, frames: int | None = None, fps: float | None = None) -> Video:
+def read_video(
+    source, *, start: int = 0, frames: int | None = None, fps: float | None = None, alpha: str = "drop"
+) -> Video:
     """The frames of a video and its frame rate.
 
     source: a path or a file's bytes; any container and codec that FFmpeg reads. A rotation tag is applied.
-    start, frames: skip that many frames, then read at most so many (None: to the end).
-    fps: overrides the file's average rate.
+    start, frames: skip that many stored frames, then read at most so many (None: to the end).
+    fps: what rate the frames have, whatever the file says: they come as they are stored. None: the file's rate. Where
+        its frames are not evenly spaced in time, they come evenly: each is repeated or left out so that the picture at
+        i / fps seconds is the one that a player shows then.
+    alpha: as in `read_image`.
 
-    Colours follow the file's tags; an untagged video counts as bt601, as in FFmpeg. Raises what `read_image` does, and
-    MemoryError beyond 4 GiB of pixels.
+    Colours follow the file's tags; an untagged video counts as bt601, as in FFmpeg. Pixels count as square, fields stay
+    woven, HDR is not mapped to a smaller range. Raises what `read_image` does, and MemoryError beyond 4 GiB of pixels.
     """
+    _arguments.choice("alpha", alpha, ("drop", "white"))
     path, data = _source("read_video", source)
     name = os.fsdecode(path) if path is not None else "the bytes given"
     start = _arguments.integer("start", start, 0, 2**31)
     frames = None if frames is None else _arguments.integer("frames", frames, 1, 2**31)
-    reader = _media().Reader(path, data)
+    reader = _media().Reader(path, data, alpha == "white")
+    times = []
     try:
-        height, width, num, den, announced = reader.info
+        height, width, num, den, grid_num, grid_den, announced = reader.info
         room = max(announced - start, 1)  # a hint: some containers announce nothing
         limit = max(_MAX_BYTES // (height * width * 3), 1)
         out = np.empty((min(room, limit, frames or limit), height, width, 3), np.uint8)
@@ -121,6 +128,7 @@ def read_video(source, *, start: int = 0, frames: int | None = None, fps: float 
             if not reader.next(out[count] if count < len(out) else None):
                 break
             count += 1
+            times.append(reader.time)
             if count > limit:
                 raise MemoryError(f"{name}: more than {_MAX_BYTES >> 30} GiB of pixels; read a part: start=, frames=")
     finally:
@@ -129,7 +137,31 @@ def read_video(source, *, start: int = 0, frames: int | None = None, fps: float 
         raise ValueError(f"{name}: start is {start}, and it has no more frames than that")
     if fps is None and num == 0:
         raise ValueError(f"{name}: the file does not say its frame rate; pass fps=")
-    return Video(out if count == len(out) else out[:count].copy(), num / den if fps is None else fps)
+    out = out if count == len(out) else out[:count].copy()
+    if fps is not None:
+        return Video(out, fps)
+    rate, shown = _evenly(np.array(times), num / den, grid_num / grid_den)
+    if shown is not None:
+        if len(shown) > limit:
+            raise MemoryError(f"{name}: more than {_MAX_BYTES >> 30} GiB of pixels at even times; pass fps=")
+        out = out[shown]
+    return Video(out, rate)
+
+
+def _evenly(times: np.ndarray, average: float, grid: float) -> tuple[float, np.ndarray | None]:
+    """(rate, which stored frame each frame at that rate shows); None: they are evenly spaced as they are.
+
+    times: seconds, of each stored frame. The rate is the grid that all times lie on, such as that of a steady camera
+    which lost frames, unless it is much finer than the average."""
+    times = times - times[0]
+    even = np.arange(len(times)) / average
+    # Half a frame: a container's clock may be as coarse as that of a GIF or of FLV, whose tick is a millisecond.
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any() or np.abs(times - even).max() < 0.5 / average:
+        return average, None
+    rate = grid if average < grid <= 2 * average else average
+    last = times[-1] + 1 / rate
+    at = np.arange(max(round(last * rate), 1)) / rate
+    return rate, np.searchsorted(times, at + 0.25 / rate, side="right") - 1
 
 
 class Video:

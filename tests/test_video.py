@@ -194,7 +194,7 @@ def test_two_threads_on_one_reader_do_not_crash(tmp_path):
     from ipvg import _media
 
     path = os.fsencode(clip(200).save(tmp_path / "a.mp4"))
-    reader, count, refused = _media.Reader(path, None), [0], []
+    reader, count, refused = _media.Reader(path, None, False), [0], []
 
     def read():
         buffer = np.empty((48, 64, 3), np.uint8)

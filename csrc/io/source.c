@@ -10,8 +10,11 @@
 #include <unistd.h>
 
 #include "ffmpeg.h"
+#include "whole.h"
 
-#define MAX_PIXELS (1 << 28) /* of one picture: 16384 x 16384 */
+#ifndef IPVG_MAX_PIXELS           /* fuzzing wants less */
+#define IPVG_MAX_PIXELS (1 << 28) /* of one picture: 16384 x 16384 */
+#endif
 #define IO_BUFFER (64 * 1024)
 
 static int read_some(void *user, uint8_t *buf, int want)
@@ -21,7 +24,8 @@ static int read_some(void *user, uint8_t *buf, int want)
         ssize_t n;
         do n = read(s->fd, buf, (size_t)want);
         while (n < 0 && errno == EINTR);
-        return n < 0 ? AVERROR(errno) : n == 0 ? AVERROR_EOF : (int)n;
+        if (n < 0) s->read_error = AVERROR(errno);
+        return n < 0 ? s->read_error : n == 0 ? AVERROR_EOF : (int)n;
     }
     int64_t n = s->size - s->position < want ? s->size - s->position : want;
     if (n <= 0) return AVERROR_EOF;
@@ -45,6 +49,12 @@ static int64_t seek_to(void *user, int64_t offset, int whence)
     return at;
 }
 
+/* FFmpeg also says EIO of a file that is damaged; only read_some knows. */
+static int cause(const ipvg_source *s, int err)
+{
+    return s->read_error ? s->read_error : err == AVERROR(EIO) ? AVERROR_INVALIDDATA : err;
+}
+
 static int refuse_open(AVFormatContext *format, AVIOContext **pb, const char *url, int flags, AVDictionary **options)
 {
     (void)format, (void)pb, (void)flags, (void)options;
@@ -65,8 +75,9 @@ static ipvg_status open_bytes(ipvg_context *ctx, ipvg_source *s, const char *pat
 {
     if (path) {
         struct stat st;
-        s->fd = open(path, O_RDONLY | O_CLOEXEC);
+        s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO would wait for its writer */
         if (s->fd < 0 || fstat(s->fd, &st) != 0) return ipvg_fail_errno(ctx, "%s: cannot be opened", path);
+        if (S_ISDIR(st.st_mode)) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s is a folder: name a file in it", path);
         if (!S_ISREG(st.st_mode)) return ipvg_fail(ctx, IPVG_E_ARGUMENT, "%s is not a regular file", path);
         s->size = st.st_size;
     }
@@ -96,7 +107,7 @@ static ipvg_status open_decoder(ipvg_context *ctx, ipvg_source *s)
     int err = avcodec_parameters_to_context(s->codec, s->stream->codecpar);
     if (err >= 0) {
         s->codec->thread_count = 1; /* ffmpeg.h says why */
-        s->codec->max_pixels = MAX_PIXELS;
+        s->codec->max_pixels = IPVG_MAX_PIXELS;
         /* Strict where that means damage; FFmpeg's TIFF decoder would also refuse a tag that it does not know. */
         if (decoder->id != AV_CODEC_ID_TIFF) s->codec->err_recognition = AV_EF_EXPLODE | AV_EF_CRCCHECK;
         s->codec->pkt_timebase = s->stream->time_base;
@@ -123,9 +134,13 @@ ipvg_status ipvg_source_open(ipvg_context *ctx, ipvg_source *s, const char *path
         return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a playlist (%s), and the files that it names are not opened", s->name,
                          demuxer->name);
     if (err >= 0) err = avformat_open_input(&s->format, NULL, demuxer, NULL); /* frees the format when it fails */
-    if (err < 0) return ipvg_ff_fail(ctx, err, "%s: not a picture or video that FFmpeg can read, or damaged", s->name);
+    if (err < 0)
+        return ipvg_ff_fail(ctx, cause(s, err), "%s: not a picture or video that FFmpeg can read, or damaged", s->name);
     err = avformat_find_stream_info(s->format, NULL);
-    if (err < 0) return ipvg_ff_fail(ctx, err, "%s: cannot be read", s->name);
+    if (err < 0) return ipvg_ff_fail(ctx, cause(s, err), "%s: cannot be read", s->name);
+    if (!ipvg_source_is_whole(s))
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: cut short: the end of a file of type %s is missing", s->name,
+                         s->format->iformat->name);
     return open_decoder(ctx, s);
 }
 
@@ -146,7 +161,8 @@ static ipvg_status feed(ipvg_context *ctx, ipvg_source *s)
         av_packet_unref(s->packet);
     }
     if (err < 0)
-        return ipvg_ff_fail(ctx, err, "%s: damaged or cut short after frame %lld", s->name, (long long)s->decoded);
+        return ipvg_ff_fail(ctx, cause(s, err), "%s: damaged or cut short after frame %lld", s->name,
+                            (long long)s->decoded);
     return IPVG_OK;
 }
 

@@ -16,6 +16,7 @@ typedef struct ipvg_source {
     int fd;     /* -1: bytes in memory */
     const uint8_t *data;
     int64_t size, position;
+    int read_error; /* AVERROR of the system's last failure */
     AVIOContext *io;
     AVFormatContext *format;
     AVCodecContext *codec;

@@ -1,6 +1,7 @@
 #include "video.h"
 
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,9 @@ struct ipvg_video_reader {
     ipvg_source source;
     ipvg_to_rgb convert;
     ipvg_video_info info;
+    ipvg_alpha alpha;
     int orientation;
+    double time;
     int stored_height, stored_width;
     const AVFrame *ahead; /* decoded when opening, to know the size; not yet handed out */
 };
@@ -50,16 +53,23 @@ static ipvg_status read_first(ipvg_context *ctx, ipvg_video_reader *r)
     AVRational fps = frame_rate(r->source.format, r->source.stream);
     r->info.fps_num = fps.num;
     r->info.fps_den = fps.den;
+    AVRational grid = r->source.stream->r_frame_rate;
+    if (grid.num <= 0 || grid.den <= 0) grid = (AVRational){0, 1};
+    r->info.grid_num = grid.num;
+    r->info.grid_den = grid.den;
     r->info.frames = r->source.stream->nb_frames > 0 ? r->source.stream->nb_frames : 0;
     return IPVG_OK;
 }
 
-ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const char *path, const void *data, size_t size)
+ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const char *path, const void *data, size_t size,
+                            ipvg_alpha alpha)
 {
     char line[IPVG_FF_LINE];
     *out = NULL;
     ipvg_video_reader *r = calloc(1, sizeof *r);
     if (!r) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory to open a video");
+    r->alpha = alpha;
+    r->time = NAN;
     ipvg_ff_listen(line);
     ipvg_status status = ipvg_source_open(ctx, &r->source, path, data, size);
     if (status == IPVG_OK) status = read_first(ctx, r);
@@ -70,6 +80,8 @@ ipvg_status ipvg_video_open(ipvg_context *ctx, ipvg_video_reader **out, const ch
 }
 
 const ipvg_video_info *ipvg_video_about(const ipvg_video_reader *r) { return &r->info; }
+
+double ipvg_video_time(const ipvg_video_reader *r) { return r->time; }
 
 ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rgb, bool *more)
 {
@@ -88,7 +100,9 @@ ipvg_status ipvg_video_next(ipvg_context *ctx, ipvg_video_reader *r, uint8_t *rg
                       (long long)r->source.decoded - 1, frame->width, frame->height, r->stored_width, r->stored_height);
         goto done;
     }
-    if (rgb) status = ipvg_to_rgb_convert(ctx, &r->convert, rgb, frame, r->orientation, IPVG_ALPHA_DROP, false);
+    if (rgb) status = ipvg_to_rgb_convert(ctx, &r->convert, rgb, frame, r->orientation, r->alpha, false);
+    int64_t ticks = frame->best_effort_timestamp;
+    r->time = ticks == AV_NOPTS_VALUE ? NAN : (double)ticks * av_q2d(r->source.stream->time_base);
     *more = status == IPVG_OK;
 done:
     ipvg_ff_listen(NULL);

@@ -2,7 +2,7 @@
  *
  *     rgb, height, width = _media.read_image(b"alice.png", None, 0)     # path, or None and the bytes; 1 = alpha on white
  *     _media.write_png(b"sheet.png", rgb, height, width)
- *     reader = _media.Reader(b"clip.mp4", None); while reader.next(buffer): ...
+ *     reader = _media.Reader(b"clip.mp4", None, 0); while reader.next(buffer): ...
  *     writer = _media.Writer(b"clip.mp4", height, width, 16, 1, 10, "medium"); writer.write(buffer); writer.finish()
  *
  * It needs no NumPy: pixels go in and out by the buffer protocol. The GIL is released around every call of csrc/io. */
@@ -192,8 +192,9 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     const char *path;
     Py_ssize_t length;
     Py_buffer data = {0};
-    static char *names[] = {"path", "data", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "z#z*", names, &path, &length, &data)) return NULL;
+    int white;
+    static char *names[] = {"path", "data", "white", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "z#z*p", names, &path, &length, &data, &white)) return NULL;
     stream *s = check_path(path, length) ? (stream *)type->tp_alloc(type, 0) : NULL;
     if (!s) {
         PyBuffer_Release(&data);
@@ -202,7 +203,8 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     s->data = data;
     ipvg_context_init(&s->ctx, 1);
     ipvg_status status;
-    Py_BEGIN_ALLOW_THREADS status = ipvg_video_open(&s->ctx, &s->reader, path, data.buf, (size_t)data.len);
+    Py_BEGIN_ALLOW_THREADS status = ipvg_video_open(&s->ctx, &s->reader, path, data.buf, (size_t)data.len,
+                                                    white ? IPVG_ALPHA_WHITE : IPVG_ALPHA_DROP);
     Py_END_ALLOW_THREADS if (status != IPVG_OK)
     {
         raise(PyType_GetModuleState(type), &s->ctx, status);
@@ -243,7 +245,16 @@ static PyObject *reader_info(PyObject *self, void *unused)
     stream *s = (stream *)self;
     if (!s->reader) return PyErr_Format(PyExc_ValueError, "this video is closed");
     const ipvg_video_info *i = ipvg_video_about(s->reader);
-    return Py_BuildValue("(iiiiL)", i->height, i->width, i->fps_num, i->fps_den, (long long)i->frames);
+    return Py_BuildValue("(iiiiiiL)", i->height, i->width, i->fps_num, i->fps_den, i->grid_num, i->grid_den,
+                         (long long)i->frames);
+}
+
+static PyObject *reader_time(PyObject *self, void *unused)
+{
+    (void)unused;
+    stream *s = (stream *)self;
+    if (!s->reader) return PyErr_Format(PyExc_ValueError, "this video is closed");
+    return PyFloat_FromDouble(ipvg_video_time(s->reader));
 }
 
 static PyMethodDef reader_methods[] = {{"next", reader_next, METH_O,
@@ -254,11 +265,17 @@ static PyMethodDef reader_methods[] = {{"next", reader_next, METH_O,
                                        {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef reader_getset[] = {
-    {"info", reader_info, NULL, "(height, width, fps numerator, fps denominator, frames announced or 0)", NULL},
+    {"info", reader_info, NULL,
+     "(height, width, average fps: numerator, denominator, fps that all times fit: numerator, denominator, frames "
+     "announced "
+     "or 0)",
+     NULL},
+    {"time", reader_time, NULL, "Seconds at which the last frame is shown; NaN when the file does not say.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot reader_slots[] = {
-    {Py_tp_doc, "Reader(path, data)\n\nA video, from a file or (path None) from bytes."},
+    {Py_tp_doc,
+     "Reader(path, data, white)\n\nA video, from a file or (path None) from bytes. white: as in read_image."},
     {Py_tp_new, reader_new},
     {Py_tp_dealloc, stream_dealloc},
     {Py_tp_methods, reader_methods},

@@ -107,7 +107,7 @@ static int frames_of(const char *path, const void *data, size_t size, ipvg_statu
     uint8_t rgb[BYTES];
     int n = 0;
     bool more = true;
-    *status = ipvg_video_open(&ctx, &r, path, data, size);
+    *status = ipvg_video_open(&ctx, &r, path, data, size, IPVG_ALPHA_DROP);
     while (*status == IPVG_OK && more) {
         const ipvg_video_info *info = ipvg_video_about(r);
         CHECK(info->height == HEIGHT && info->width == WIDTH && info->fps_num >= 0 && info->fps_den > 0);

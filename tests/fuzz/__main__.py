@@ -23,19 +23,24 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "fuzz"
 PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_file", "tensor_names")
-# Target: (what is compiled beside csrc/base, libraries)
+FFMPEG = ["-lavfilter", "-lavformat", "-lavcodec", "-lavutil", "-lswscale", "-lm"]
+# Target: (what is compiled beside csrc/base, libraries and flags)
 C = {
+    "image": (["csrc/io/*.c"], ["-DIPVG_MAX_PIXELS=65536", *FFMPEG]),
+    "video": (["csrc/io/*.c"], ["-DIPVG_MAX_PIXELS=65536", *FFMPEG]),
     "weights": (["csrc/model/weights.c"], ["-lm"]),
     "chat": ([f"csrc/remote/{name}.c" for name in ("base64", "chat", "json", "reply")], ["-lcjson", "-lm"]),
 }
-MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096}
+WORDS = {"image": "media.dict", "video": "media.dict"}
+MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096, "image": 4096, "video": 8192}
 
 
 def command(target: str) -> list[str]:
     if target not in C:
         return [sys.executable, str(HERE / "one.py"), target]
     program, (files, libraries) = BUILD / f"fuzz_{target}", C[target]
-    sources = [HERE / f"fuzz_{target}.c", *(ROOT / file for file in files), *sorted((ROOT / "csrc/base").glob("*.c"))]
+    sources = [HERE / f"fuzz_{target}.c"]
+    sources += [path for pattern in (*files, "csrc/base/*.c") for path in sorted(ROOT.glob(pattern))]
     flags = ["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-fsanitize=fuzzer,address,undefined"]
     flags += ["-fno-sanitize-recover=undefined"]
     compiler = shutil.which("clang") or shutil.which("clang-14") or "clang"
@@ -51,7 +56,7 @@ def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
     run = command(target)
     limits = [f"-max_len={MAX_LENGTH.get(target, 2048)}", "-rss_limit_mb=2048", "-timeout=20"]
     limits += [f"-artifact_prefix={BUILD}/{target}-"]
-    time = [f"-max_total_time={int(minutes * 60)}", "-print_final_stats=1", f"-dict={HERE / 'words.dict'}"]
+    time = [f"-max_total_time={int(minutes * 60)}", "-print_final_stats=1", f"-dict={HERE / WORDS.get(target, 'words.dict')}"]
     log = BUILD / f"{target}.log"
     with log.open("wb") as out:
         status = subprocess.run([*run, *limits, *time, str(work), str(corpus)], stdout=out, stderr=out).returncode
