@@ -84,7 +84,7 @@ test-peers: build
 SAN := build/sanitize
 comma := ,
 SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -Icsrc
+    -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -DIPVG_MAX_PIXELS=65536 -Icsrc
 MEDIA := libavfilter libavformat libavcodec libavutil libswscale
 REMOTE := libcurl libcjson
 has = $(shell pkg-config --exists $(1) 2>/dev/null && echo yes)

@@ -32,7 +32,7 @@ C = {
     "chat": ([f"csrc/remote/{name}.c" for name in ("base64", "chat", "json", "reply")], ["-lcjson", "-lm"]),
 }
 WORDS = {"image": "media.dict", "video": "media.dict"}
-MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096, "image": 4096, "video": 8192}
+MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096, "image": 4096, "video": 4096}
 
 
 def command(target: str) -> list[str]:
@@ -56,7 +56,8 @@ def fuzz(target: str, minutes: float) -> tuple[str, int, str]:
     run = command(target)
     limits = [f"-max_len={MAX_LENGTH.get(target, 2048)}", "-rss_limit_mb=2048", "-timeout=20"]
     limits += [f"-artifact_prefix={BUILD}/{target}-"]
-    time = [f"-max_total_time={int(minutes * 60)}", "-print_final_stats=1", f"-dict={HERE / WORDS.get(target, 'words.dict')}"]
+    words = HERE / WORDS.get(target, "words.dict")
+    time = [f"-max_total_time={int(minutes * 60)}", "-print_final_stats=1", f"-dict={words}"]
     log = BUILD / f"{target}.log"
     with log.open("wb") as out:
         status = subprocess.run([*run, *limits, *time, str(work), str(corpus)], stdout=out, stderr=out).returncode
