@@ -31,18 +31,34 @@ _LETTERS = {
 _UNKNOWN = np.ones((7, 5), bool)
 
 
-def label(text: str, width: int, scale: int = 2) -> np.ndarray:
-    """A line of text, black on white: uint8 (9 scale, width, 3), cut at the right. Small letters become capitals; a
-    mark that is not known is a block."""
+def label(text: str, width: int, scale: int = 2, lines: int = 1) -> np.ndarray:
+    """Text, black on white, wrapped to the width: uint8 (9 scale L, width, 3), L being `lines` or as many as it takes.
+
+    Small letters become capitals; a mark that is not known is a block. scale: pixels of a dot."""
     scale = _arguments.integer("scale", scale, 1, 64)
-    line = np.zeros((9, max(6 * len(text) + 1, 1)), bool)
-    for i, mark in enumerate(_arguments.instance("text", text, str).upper()):
-        if mark != " ":
-            line[1:8, 6 * i + 1 : 6 * i + 6] = _LETTERS.get(mark, _UNKNOWN)
-    ink = line.repeat(scale, 0).repeat(scale, 1)[:, :width]
-    out = np.full((9 * scale, width, 3), 255, np.uint8)
+    most = max((width // scale - 1) // 6, 1)  # marks in a line
+    rows = _wrapped(_arguments.instance("text", text, str).upper(), most)
+    dots = np.zeros((9 * max(len(rows), lines), 6 * most + 1), bool)
+    for y, row in enumerate(rows):
+        for x, mark in enumerate(row):
+            if mark != " ":
+                dots[9 * y + 1 : 9 * y + 8, 6 * x + 1 : 6 * x + 6] = _LETTERS.get(mark, _UNKNOWN)
+    ink = dots.repeat(scale, 0).repeat(scale, 1)[:, :width]
+    out = np.full((len(ink), width, 3), 255, np.uint8)
     out[:, : ink.shape[1]][ink] = 0
     return out
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    """Lines of at most so many marks, broken at spaces, and within a word that is longer."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+        while len(lines[-1]) > most:
+            lines[-1:] = [lines[-1][:most], lines[-1][most:]]
+    return lines
 
 
 def side_by_side(
@@ -50,7 +66,7 @@ def side_by_side(
 ) -> Video:
     """One Video of several of the same size and rate, row by row on white, each with its label above it.
 
-    labels: one each, or none. columns: None = all in one row. gap: white pixels around each. A shorter video stays at
+    labels: one each, or none; long ones are wrapped, and larger on large videos. columns: None = all in one row. gap: white pixels around each. A shorter video stays at
     its last frame. The result's width and height are even, as mp4 needs. Raises TypeError, ValueError.
     """
     videos = list(videos)
@@ -68,15 +84,17 @@ def side_by_side(
     gap = _arguments.integer("gap", gap, 0, 1000)
     columns = min(columns, len(videos))
     (width, height), count = videos[0].size, max(len(video) for video in videos)
-    titles = [label(text, width) for text in labels]
-    head = len(titles[0]) if titles else 0
+    scale = min(max(width // 200, 1), 4)
+    lines = max((len(label(text, width, scale)) // (9 * scale) for text in labels), default=0)
+    titles = [label(text, width, scale, lines) for text in labels]
+    head = 9 * scale * lines + scale if titles else 0  # a row of dots between the letters and the picture
     rows = -(-len(videos) // columns)
     out_height, out_width = rows * (head + height + gap) + gap, columns * (width + gap) + gap
     frames = np.full((count, out_height + out_height % 2, out_width + out_width % 2, 3), 255, np.uint8)
     for i, video in enumerate(videos):
         y, x = gap + i // columns * (head + height + gap), gap + i % columns * (width + gap)
         if titles:
-            frames[:, y : y + head, x : x + width] = titles[i]
+            frames[:, y : y + len(titles[i]), x : x + width] = titles[i]
         tile = frames[:, y + head : y + head + height, x : x + width]
         tile[: len(video)], tile[len(video) :] = video.frames, video.frames[-1]
     return Video(frames, videos[0].fps)

@@ -318,15 +318,16 @@ class Video:
         return sheet
 
     def _repr_html_(self) -> str:
+        width, height = self.size
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                data = self.save(Path(folder, "video.mp4"), crf=18, preset="veryfast").read_bytes()
+            # H.264 takes even sizes; what is shown may have its last column and row twice.
+            even = np.pad(self.frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
+            data = Video(even, self.fps).to_bytes("mp4", crf=18, preset="veryfast")
         except (RuntimeError, ValueError, OSError) as error:  # a notebook shows the words instead of a traceback
             return f"<p>{html.escape(repr(self))}: {html.escape(str(error))}</p>"
-        width, height = self.size
         source = base64.b64encode(data).decode()
         return (
-            f'<video controls loop muted width="{width}" height="{height}" title="{html.escape(repr(self))}" '
+            f'<video controls loop muted width="{width}" height="{height}" style="max-width: 100%; height: auto" title="{html.escape(repr(self))}" '
             f'src="data:video/mp4;base64,{source}"></video>'
         )
 

@@ -22,9 +22,20 @@ def test_tiles_lie_row_by_row_and_the_shorter_waits():
 
 def test_labels_lie_above_their_tiles():
     made = grid.side_by_side([video(9), video(8)], ["a", "b"], gap=0)
-    assert made.frames.shape == (2, 18 + 30, 80, 3)
-    assert np.array_equal(made.frames[1, :18, :40], grid.label("A", 40))
-    assert np.array_equal(made.frames[0, :18, 40:], grid.label("b", 40)) and (made.frames[:, 18:, 40:] == 8).all()
+    assert made.frames.shape == (2, 10 + 30, 80, 3)
+    assert np.array_equal(made.frames[1, :9, :40], grid.label("A", 40, 1))
+    assert np.array_equal(made.frames[0, :9, 40:], grid.label("b", 40, 1)) and (made.frames[:, 10:, 40:] == 8).all()
+
+
+def test_a_long_label_is_wrapped_and_all_pictures_stay_in_line():
+    made = grid.side_by_side([video(9), video(8)], ["cfg", "tpige w=5 s=0.5"], gap=0)
+    assert made.frames.shape == (2, 3 * 9 + 1 + 30, 80, 3), "TPIGE, W=5, S=0.5: six marks of 6 dots fit into 40"
+    expected = [grid.label(text, 40, 1) for text in ("tpige", "w=5", "s=0.5")]
+    assert np.array_equal(made.frames[0, :27, 40:], np.concatenate(expected))
+    assert (made.frames[:, 28:, :40] == 9).all() and (made.frames[:, 28:, 40:] == 8).all()
+    assert grid.label("incomprehensibilities", 100, 1).shape[0] == 18, "a word longer than a line is broken"
+    wide = grid.side_by_side([video(1, size=(800, 30))], ["a"], gap=0)
+    assert np.array_equal(wide.frames[0, :36], grid.label("a", 800, 4))
 
 
 def test_a_letter_reads():
@@ -40,7 +51,6 @@ def test_a_letter_reads():
         "...#....###..",
         ".............",
     ]
-    assert np.array_equal(grid.label("a long text", 20), grid.label("a long text", 500)[:, :20])
     assert (grid.label("\N{SNOWMAN}", 7, scale=1)[1:8, 1:6] == 0).all()
     shapes = {mark: bits.tobytes() for mark, bits in grid._LETTERS.items()}
     assert len(set(shapes.values())) == len(shapes) >= 50, "no two letters look the same"

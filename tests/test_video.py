@@ -282,7 +282,8 @@ def test_contact_sheet(tmp_path):
 def test_notebook_shows_the_video_or_the_reason(monkeypatch):
     shown = clip()._repr_html_()
     assert shown.startswith("<video controls") and 'src="data:video/mp4;base64,AAAA' in shown
-    assert "even width" in clip(2, 48, 63)._repr_html_()
+    assert clip(2, 47, 63)._repr_html_().startswith("<video controls"), "an odd size is padded, not refused"
+    assert "16 x 16 to 16384" in clip(2, 8, 8)._repr_html_()
     monkeypatch.setitem(sys.modules, "ipvg._media", None)
     monkeypatch.delattr("ipvg._media", raising=False)
     assert "apt-get install" in clip()._repr_html_()
