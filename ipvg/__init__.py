@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from .chat import RemoteError
     from .checkpoint import Checkpoint
     from .enhance import Enhanced, OfflineMiss, PromptEnhancer
+    from .enhancement import Enhancement
+    from .face import Embedder
     from .grid import side_by_side
     from .guidance import Branch, Guidance
+    from .local import LocalEnhancer
     from .lora import Lora
     from .memory import estimate as memory_estimate
     from .pipeline import Pipeline, generate
+    from .reference import EndpointReference, VaceReference
     from .sampler import Sampler, Step, noise
     from .schedule import Schedule
     from .source import Source
@@ -37,10 +41,14 @@ _HOME = {
     "chat": ("RemoteError",),
     "checkpoint": ("Checkpoint",),
     "enhance": ("Enhanced", "OfflineMiss", "PromptEnhancer"),
+    "enhancement": ("Enhancement",),
+    "face": ("Embedder",),
     "grid": ("side_by_side",),
     "guidance": ("Branch", "Guidance"),
+    "local": ("LocalEnhancer",),
     "lora": ("Lora",),
     "pipeline": ("Pipeline", "generate"),
+    "reference": ("EndpointReference", "VaceReference"),
     "sampler": ("Sampler", "Step", "noise"),
     "schedule": ("Schedule",),
     "source": ("Source",),

@@ -1,4 +1,4 @@
-"""`ipvg demo`: the bundled photo and a sentence, through every stage, into an mp4 and a contact sheet."""
+"""`ipvg demo`: a bundled picture and a sentence, through all three enhancements and every stage, into an mp4."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from . import jobs
-from .pipeline import bundled
+from .enhancing import enhance
+from .pipeline import Pipeline, bundled
+from .reference import VaceReference
 
-PROMPT = "An astronaut in an orange suit smiles and turns her head; behind her a flag moves slowly in the wind."
+#: The picture wears something else, in another place: what reference enhancement is for.
+PICTURE = "person6.png"
+PROMPT = "A woman in a blue turtleneck smiles and nods in a green forest."
 
 #: What the untrained checkpoint runs with: large enough to exercise everything, small enough for two cores.
 UNTRAINED = {"size": (192, 192), "frames": 17, "steps": 8}
@@ -21,23 +25,32 @@ SMALLEST = {"size": (64, 48), "frames": 5, "steps": 2}
 def run(
     out: Path, *, smallest: bool = False, threads: int | None = None, progress: Callable[[str, int, int], None] = print
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Writes demo.mp4 and demo.png into the folder `out`, which is made if need be.
+    """Writes demo.mp4, demo.png and demo.json (prompt and reference, enhanced) into the folder `out`, which is made if
+    need be: PE by the local enhancer, IE by one-frame VACE, GE by tpige_code.
 
-    Returns (what -> path, record); record["noise"] says that the weights are untrained. FileNotFoundError outside a
-    copy of the repository, which holds the picture and the weights.
+    Returns (what -> path, record); record["noise"] says that the weights are untrained, record["flags"] what the
+    enhancements had to say. FileNotFoundError outside a copy of the repository, which holds the picture and the
+    weights; ipvg.UnsupportedError without ONNX Runtime.
     """
     began = time.monotonic()
-    picture = _repository() / "models" / "examples" / "astronaut.png"
+    picture = _repository() / "models" / "tiny" / "examples" / PICTURE
     checkpoint, trained = _checkpoint()
     size = SMALLEST if smallest else {} if trained else UNTRAINED
-    settings = jobs.resolve(
-        {"prompt": PROMPT, "images": [str(picture)], "checkpoint": str(checkpoint), "threads": threads, **size}
-    )
-    video, pipe = jobs.make(settings, progress)
     out.mkdir(parents=True, exist_ok=True)
-    files = {"picture": str(picture), **jobs.save(video, out / "demo.mp4", pipe)}
+    pipe = Pipeline.load(checkpoint, threads=threads)
+    still = {name: size.get(name) for name in ("size", "steps")}
+    maker = VaceReference(pipe, candidates=2 if smallest or not trained else 4, **still)
+    enhanced = enhance(
+        str(picture), PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo", progress=progress
+    )
+    path = enhanced.save(out / "demo.json")
+    settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(checkpoint), "threads": threads, **size})
+    video, pipe = jobs.make(settings, progress)
+    files = {"picture": str(picture), "enhancement": str(path), "reference": enhanced.reference}
+    files |= jobs.save(video, out / "demo.mp4", pipe)
     files["contact_sheet"] = str(video.save_contact_sheet(out / "demo.png"))
-    return files, {**settings, "noise": not trained, "seconds": round(time.monotonic() - began, 3)}
+    record = {"noise": not trained, "flags": enhanced.flags, "seconds": round(time.monotonic() - began, 3)}
+    return files, {**settings, **record}
 
 
 def _checkpoint() -> tuple[Path, bool]:
@@ -54,6 +67,6 @@ def _checkpoint() -> tuple[Path, bool]:
 
 def _repository() -> Path:
     root = Path(__file__).resolve().parent.parent
-    if not (root / "models" / "examples" / "astronaut.png").is_file():
+    if not (root / "models" / "tiny" / "examples" / PICTURE).is_file():
         raise FileNotFoundError("the demo's picture is not installed with ipvg: run it in a copy of the repository")
     return root

@@ -58,7 +58,7 @@ class Enhanced:
     kind: "face_aware" or "appearance". original: the caption. verbatim: whether the text holds each word and mark of
     the caption unchanged and in order (None for "appearance"); problem: what is missing if not.
     repaired: whether the model needed a second call for it. cached: whether no call was sent. model: who answered.
-    instructions: version of the texts. usage: of this result alone.
+    instructions: version of the texts. usage: of this result alone. details: what a local enhancer saw.
     """
 
     text: str
@@ -71,6 +71,7 @@ class Enhanced:
     model: str
     instructions: str
     usage: Usage
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; people may edit "text" in it."""
@@ -136,6 +137,31 @@ class PromptEnhancer:
     def usage(self) -> Usage:
         """Of all calls so far."""
         return self._total
+
+    def describe(self) -> dict[str, Any]:
+        """What its answers depend on besides their inputs; plain data without the key."""
+        texts = json.dumps(dataclasses.astuple(self.instructions))
+        about = {"instructions": hashlib.sha256(texts.encode()).hexdigest()[:16], "options": self.options}
+        if self._call:
+            return {"by": "callable", "name": getattr(self._call, "__name__", type(self._call).__name__), **about}
+        size = {"max_side": self.max_side, "quality": self.quality}
+        return {"by": "chat", "service": self._endpoint.base_url, "asked": self._endpoint.model, **size, **about}
+
+    def remember(self, kind: str, prompt: str, text: str, image=None, model: str = "imported") -> bool:
+        """Puts an answer into the cache as if the service had given it, e.g. a released prompt; False: there was one.
+
+        kind: "face_aware" (with an image) or "appearance". Raises ValueError without a cache.
+        """
+        _arguments.choice("kind", kind, ("face_aware", "appearance"))
+        if self.cache is None:
+            raise ValueError("remember: needs a cache")
+        pixels = read_image(image) if kind == "face_aware" else None
+        request = self._request(self._messages(kind, _checked_prompt(prompt), pixels))
+        if self.cache.get(request) is not None:
+            return False
+        counts = {"prompt_tokens": -1, "completion_tokens": -1}
+        self.cache.put(request, {"content": text, "finish_reason": "stop", "model": model, **counts})
+        return True
 
     # ---- what it does ----
 

@@ -33,12 +33,12 @@ SAID = {
 
 _PEOPLE = set(
     "woman man person girl boy lady guy gentleman child kid teenager youth adult individual human figure somebody "
-    "someone model actor actress artist astronaut athlete baker barista chef climber coach cook cowboy cyclist dancer "
-    "detective diver doctor driver electrician engineer explorer farmer firefighter fisherman gardener goalkeeper guard "
-    "gymnast hiker journalist judge king lawyer mechanic musician nurse officer painter performer photographer pianist "
-    "pilot player poet policeman presenter priest princess prince queen reporter runner sailor scientist singer skater "
-    "soldier speaker student surfer surgeon swimmer tailor teacher tourist traveler traveller violinist waiter waitress "
-    "witch wizard worker writer".split()
+    "someone model actor actress artist astronaut athlete baker barista chef climber coach cook cowboy cyclist "
+    "dancer detective diver doctor driver electrician engineer explorer farmer firefighter fisherman gardener "
+    "goalkeeper guard gymnast hiker journalist judge king lawyer mechanic musician nurse officer painter "
+    "performer photographer pianist pilot player poet policeman presenter priest princess prince queen reporter "
+    "runner sailor scientist singer skater soldier speaker student surfer surgeon swimmer tailor teacher tourist "
+    "traveler traveller violinist waiter waitress witch wizard worker writer".split()
 )
 _ARTICLES = {"a", "an", "the", "one", "this", "that"}
 # A noun phrase ends before one of these.
@@ -55,7 +55,8 @@ _CLOTHES = (
 ).split()
 _ITEM = (
     r"(?:(?:an?|the|his|her|their|some)\s+)?(?:pair\s+of\s+)?"
-    rf"(?:(?!(?:in|on|at|with|and|of|to|under|wearing|from|by|for|while|as)\b)[\w-]+\s+){{0,3}}?(?:{'|'.join(_CLOTHES)})\b"
+    r"(?:(?!(?:in|on|at|with|and|of|to|under|wearing|from|by|for|while|as)\b)[\w-]+\s+){0,3}?"
+    rf"(?:{'|'.join(_CLOTHES)})\b"
 )
 _WEARING = re.compile(
     rf"\b(?:in|with|wearing|dressed\s+in)\s+{_ITEM}(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+|\s+with\s+){_ITEM})*", re.I

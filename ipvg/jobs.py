@@ -15,6 +15,7 @@ from typing import Any
 
 from . import manifest, tasks
 from ._core import FormatError
+from .enhancement import Enhancement
 from .guidance import PRESETS, Guidance
 from .pipeline import Pipeline, Progress
 from .text import NEGATIVE
@@ -25,6 +26,7 @@ Settings = dict[str, Any]
 #: Every setting and its default. Paths are text; "lora" is a list of [path, strength]; None: the checkpoint's.
 DEFAULTS: Settings = {
     "prompt": "",
+    "enhanced": None,
     "negative": NEGATIVE,
     "task": None,
     "images": [],
@@ -75,6 +77,11 @@ def resolve(settings: Mapping[str, Any]) -> Settings:
     out = {**DEFAULTS, **settings}
     if out["task"] not in NEEDS:
         raise ValueError(f"task: expected one of {', '.join(name for name in NEEDS if name)}, got {out['task']!r}")
+    if out["enhanced"] and not out["prompt"]:
+        found = Enhancement.load(out["enhanced"])
+        out["prompt"] = found.prompt
+        out["images"] = out["images"] or [path for path in [found.reference or found.image] if path]
+    out["enhanced"] = str(Path(out["enhanced"]).absolute()) if out["enhanced"] else None
     needed, taken = NEEDS[out["task"]]
     for name in needed:
         if not out[name]:
@@ -113,6 +120,9 @@ def make(settings: Settings, progress: Progress | None = None, opened=None) -> t
         progress=progress, **inputs, **sampling,
     )  # fmt: skip
     video.manifest["settings"] = settings
+    if settings["enhanced"] and Path(settings["enhanced"]).is_file():
+        record = Enhancement.load(settings["enhanced"]).record()
+        video.manifest["enhancement"] = {"path": settings["enhanced"], **record}
     video.manifest["files"] = [
         {"role": name, "path": path, "sha256": manifest.sha256(path)}
         for name in _FILES

@@ -24,6 +24,7 @@ import numpy as np
 
 from . import _arguments, _core
 from .checkpoint import Checkpoint
+from .enhancement import Enhancement
 from .guidance import PRESETS, Guidance
 from .lora import Lora, merged
 from .manifest import Stages, describe
@@ -238,9 +239,16 @@ class Pipeline:
             _tell(progress, "decoding", len(parts), total)
         return Video(np.concatenate(parts))
 
+    def enhance(self, image, prompt: str, **arguments: Any) -> Enhancement:
+        """PE and IE: the caption and the picture made to fit each other, as an `Enhancement` that `generate` takes.
+        Arguments (prompt_enhancer, reference_enhancer, embedder, minimum, progress) and errors: `enhancing.enhance`."""
+        from .enhancing import enhance
+
+        return enhance(image, prompt, pipe=self, **arguments)
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | Enhancement,
         references: Sequence[np.ndarray] = (),
         *,
         negative: str = NEGATIVE,
@@ -252,10 +260,14 @@ class Pipeline:
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Video:
-        """All stages as one call. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
+        """All stages as one call. prompt: or an Enhancement, whose picture is then the reference unless others are
+        given. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
         sigmas_from, seed, noise); only the prompts that the guidance needs are encoded. The result's `manifest` holds
         all settings, and each stage's seconds and peak memory."""
         guidance = PRESETS["tpige_code"]() if guidance is None else guidance
+        enhancement = None if isinstance(prompt, str) else _arguments.instance("prompt", prompt, Enhancement)
+        if enhancement is not None:
+            prompt, references = enhancement.prompt, list(references) or [enhancement.picture()]
         known = {"cond": prompt, "negative": negative, "null": ""}
         if unknown := [name for name in guidance.texts if name not in known]:
             raise ValueError(
@@ -277,6 +289,8 @@ class Pipeline:
             made = self.decode(run.latents, progress)
         inputs = {"references": list(references), "video": video, "mask": mask, "noise": sampling.get("noise")}
         made.manifest = describe(self, run, source, prompts, inputs, stages)
+        if enhancement is not None:
+            made.manifest["enhancement"] = enhancement.record()
         return made
 
 

@@ -18,8 +18,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -111,6 +110,12 @@ class World:
         if self._traits is not None:
             answers |= _split(self._traits(views), self.about["trait_heads"])
         return answers
+
+
+@lru_cache(1)
+def shared() -> World:
+    """One for the whole process."""
+    return World()
 
 
 def pixels(picture: np.ndarray) -> np.ndarray:

@@ -12,12 +12,12 @@ import sys
 import traceback
 from pathlib import Path
 
-from . import demo, generate, info, parity, rerun
+from . import demo, enhance, generate, info, parity, rerun
 from .parts import FAILED, INTERRUPTED, OK, USAGE, UsageError
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "UsageError", "main", "parser"]
 
-COMMANDS = (generate, rerun, info, demo, parity)
+COMMANDS = (enhance, generate, rerun, info, demo, parity)
 
 
 def main(argv: list[str] | None = None) -> int:

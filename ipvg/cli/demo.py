@@ -9,7 +9,7 @@ from .parts import OK, command, report
 
 def add(commands) -> None:
     sub = command(
-        commands, "demo", run, "A bundled photo and a sentence become demo.mp4 and a contact sheet.",
+        commands, "demo", run, "A bundled picture and a sentence, through all three enhancements, become demo.mp4.",
         "  ipvg demo\n"
         "  ipvg demo --out /tmp/demo --smallest",
         work=True, quiet=True,
@@ -27,5 +27,9 @@ def run(args) -> int:
     if record["noise"] and not args.json:
         print("\nThe trained checkpoint is not in models/ yet: these weights are untrained, so the video is NOISE.")
         print("It shows that every stage runs, not what the method can do.\n")
+    if not args.json:
+        print(f"prompt: {record['prompt']}")
+        for flag in record["flags"]:
+            print(flag)
     report(args, files, record)
     return OK

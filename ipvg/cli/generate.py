@@ -21,7 +21,8 @@ def add(commands) -> None:
         "  ipvg generate --video in.mp4 --mask mask.mp4 --prompt '...' --guidance my_guidance.json --out out.mp4",
         work=True, quiet=True,
     )  # fmt: skip
-    sub.add_argument("--prompt", required=True, help="what the video shows")
+    sub.add_argument("--prompt", help="what the video shows")
+    sub.add_argument("--enhanced", metavar="FILE.json", help="prompt and picture that `ipvg enhance` wrote")
     sub.add_argument("--negative", help="what it does not (default: Wan2.1's own negative prompt)")
     sub.add_argument(
         "--task", metavar="NAME",
@@ -78,6 +79,8 @@ def run(args) -> int:
 def _settings(args) -> dict:
     from .. import jobs
 
+    if bool(args.prompt) == bool(args.enhanced):
+        raise UsageError("give either --prompt or --enhanced")
     given = {name: value for name, value in vars(args).items() if name in jobs.DEFAULTS and value is not None}
     pads = dict(args.pad)
     given |= {"images": args.image, "pad": pads, "guidance": _guidance(args).to_dict()}
