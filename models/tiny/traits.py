@@ -78,7 +78,7 @@ class Traits(nn.Module):
         super().__init__()
         conv = lambda a, b, stride=1: nn.Conv2d(a, b, 3, stride, 1)
         widths = (3, 24, 48, 80, 128, 128)
-        self.down = nn.ModuleList(conv(a, b, 2) for a, b in zip(widths, widths[1:]))
+        self.down = nn.ModuleList(conv(widths[i], widths[i + 1], 2) for i in range(5))
         self.body = nn.ModuleList(nn.ModuleList([conv(c, c), conv(c, c)]) for c in (48, 80, 128))
         self.near = nn.Conv2d(48, 48, 5, 2, 2)  # iris, freckles and moles are few pixels: a path of its own for them
         self.far = nn.Conv2d(48, 48, 3, 2, 1)
