@@ -250,7 +250,7 @@ def test_released_prompts_answer_from_the_cache(tmp_path, photo):
 
 def test_one_frame_vace_and_generate(small_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime")
-    pipe = ipvg.Pipeline.load(small_checkpoint, threads=2)
+    pipe = ipvg.Pipeline.load(small_checkpoint, threads=1)
     maker = VaceReference(pipe, 2, steps=1, size=(48, 48), seed=7)
     picture = read_image(PERSON)
     caption = "A woman in a blue turtleneck smiles."
@@ -288,7 +288,7 @@ def test_command(tmp_path, small_checkpoint, capsys):
     assert main(["enhance", "--image", str(PERSON), "--prompt", prompt, "--out", str(out), "--quiet"]) == 0
     assert "prompt: A woman with bob red hair" in capsys.readouterr().out
     edit(out, prompt="A woman with blue eyes in a blue turtleneck smiles.")
-    tiny = ["--size", "48x48", "--frames", "1", "--steps", "1", "--threads", "2", "--quiet"]
+    tiny = ["--size", "48x48", "--frames", "1", "--steps", "1", "--threads", "1", "--quiet"]
     job = ["generate", "--checkpoint", str(small_checkpoint), "--enhanced", str(out), "--out", str(video), *tiny]
     assert main(job) == 0
     made = ipvg.manifest.read(f"{video}.json")

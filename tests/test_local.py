@@ -55,7 +55,7 @@ def test_a_caption_without_a_person_is_said_to_be_one(caption):
 @settings(max_examples=150)
 @given(
     st.lists(st.sampled_from(
-        "a an the A The old woman man she in with walks smiling, driver . ; hair 女人 3.5 “x” café".split()), max_size=12),
+        "a an the A The old woman man she in with walks smiling, driver . ; hair 女人 3.5 “x”".split()), max_size=12),
     st.dictionaries(st.sampled_from(sorted(WORDS)), st.sampled_from(["old", "blue eyes", "a mole"]), max_size=4),
     st.integers(1, 4),
 )  # fmt: skip
