@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,13 @@ class Prepared:
             context = self.source.variant(reference)
             self._contexts[reference] = self.model.context(context, frames=self.source.latent_shape[1])
         return self._contexts[reference]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the model's weights, for a snapshot."""
+        from .snapshot import fingerprints
+
+        return fingerprints(self.model.weights)
 
     def with_texts(self, states: Mapping[str, np.ndarray | _core.DitText]) -> Prepared:
         """The same with some prompts replaced or added."""

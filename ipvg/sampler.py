@@ -282,7 +282,8 @@ class Sampler:
         number of threads. texts and source: in place of those in the file; texts are needed where the sampler had been
         given prepared ones, which no file can hold. Hooks are code: give them again.
 
-        Raises OSError, ipvg.FormatError for a file that is no snapshot, ValueError for another model."""
+        Raises OSError, ipvg.FormatError for a file that is no snapshot, ValueError for a model of other sizes; warns
+        of weights (it names them), version or thread count that are not those it was made with."""
         from .snapshot import load
 
         hooks = {"record": record, "edit_velocity": edit_velocity, "edit_combined": edit_combined}

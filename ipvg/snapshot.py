@@ -6,6 +6,7 @@ in its metadata, under "ipvg", JSON with all settings, the step, the seed and th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -43,6 +44,7 @@ def save(sampler: Sampler, path: str | os.PathLike) -> None:
         "threads": sampler._core.device.threads,
         "device": sampler._core.device.name,
         "model": sampler.model.config,
+        "weights": sampler._prepared.fingerprints,
         "index": state.index,
         "forwards": state.forwards,
         "elapsed": state.elapsed,
@@ -54,6 +56,34 @@ def save(sampler: Sampler, path: str | os.PathLike) -> None:
         "texts": list(texts),
     }
     save_safetensors(path, tensors, {"ipvg": json.dumps(about)})
+
+
+def fingerprints(weights: _core.Weights) -> dict[str, str]:
+    """Tensor name -> 8 hex digits of its dtype, shape and some of its bytes: small tensors whole, of others 16 pieces
+    of 64 bytes: cheap even where 28 GB are mapped."""
+    out = {}
+    for name in weights.names():
+        array = weights.array(name)
+        data = array.reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
+        digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=4)
+        if data.size <= 4096:
+            digest.update(data.tobytes())
+        else:
+            for start in np.linspace(0, data.size - 64, 16).astype(np.int64):
+                digest.update(data[start : start + 64].tobytes())
+        out[name] = digest.hexdigest()
+    return out
+
+
+def _name_changes(path: Path | str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    changed = [name for name in now if then.get(name) != now[name]]
+    if changed:
+        few = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        warnings.warn(
+            f"{path}: made with other weights: {len(changed)} of {len(now)} tensors of the model have changed since "
+            f"({few}); the rest will not be what it would have been",
+            stacklevel=4,
+        )
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -106,6 +136,8 @@ def load(
         model, {**states, **(texts or {})}, source, guidance=rule, schedule=schedule,
         noise=np.zeros(source.latent_shape, np.float32), **options,
     )  # fmt: skip
+    if "weights" in about:
+        _name_changes(path, about["weights"], run._prepared.fingerprints)
     run.seed = about["seed"]
     run._load(state, run._apgs())
     if about["ipvg"] != __version__ or threads != run._core.device.threads:

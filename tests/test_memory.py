@@ -5,7 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from checkpoint_files import make_official
+
+from ipvg import guidance, memory
+from ipvg.checkpoint import Checkpoint, save_safetensors
+from ipvg.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,3 +50,51 @@ def test_peak_is_within_five_percent_of_the_estimate(tmp_path):
     estimate = sum(found["estimate"].values())
     allowed = 1.05 * estimate - found["estimate"]["weights"]  # those are in memory already
     assert 0.5 * allowed < found["peak"] < allowed, found
+
+
+FIELD = guidance.Guidance({"cond": {}, "uncond": {"text": "negative"}}, "cond + w*(cond - uncond)", w=np.ones((6, 8)))
+
+
+@pytest.mark.parametrize("rule", [*guidance.PRESETS, "field"])
+def test_the_estimate_is_what_a_run_takes(rule, golden_dir):
+    """The arena and the sampler's tensors, for every preset: NAG's and blur's buffers, APG's running differences,
+    weights by element."""
+    from test_sampler import make_model, make_source
+
+    from ipvg.parity import recipe
+    from ipvg.sampler import Sampler
+    from ipvg.schedule import Schedule
+
+    model = make_model(golden_dir)
+    rule = FIELD if rule == "field" else guidance.PRESETS[rule]()
+    source, branches = make_source(), rule.branches.values()
+    nag, blur = any(b.nag for b in branches), any(b.blur_blocks for b in branches)
+    planned = model.memory(*source.latent_shape[1:], nag=nag, blur=blur)
+    run = Sampler(
+        model, {name: recipe.normal(name, (5, model.config["text_dim"])) for name in rule.texts}, source,
+        guidance=rule, schedule=Schedule(2), seed=1,
+    )  # fmt: skip
+    run.run()
+    assert run._core.device.scratch == planned["scratch"]
+    slots = memory._slots(rule)
+    rounded = -(-run.latent.nbytes // 256) * 256
+    assert run.bytes <= slots * rounded <= run.bytes + 2 * rounded
+
+
+def test_the_estimate_counts_what_the_guidance_needs_and_what_loras_change(tmp_path):
+    folder = make_official(tmp_path / "checkpoint", pth=False)
+    checkpoint, size = Checkpoint.open(folder), {"width": 64, "height": 48, "frames": 9}
+    plain = memory.estimate(checkpoint, **size)
+    assert plain == memory.estimate(checkpoint, **size, guidance=guidance.tpige_code())
+    assert memory.estimate(checkpoint, **size, references=2)["latents"] > plain["latents"]
+    assert memory.estimate(checkpoint, **size, guidance=guidance.none())["latents"] < plain["latents"]
+
+    shape = checkpoint.components["dit"].entries["blocks.1.ffn.0.weight"].shape
+    down, up = np.ones((2, shape[1]), np.float32), np.ones((shape[0], 2), np.float32)
+    keys = {"diffusion_model.blocks.1.ffn.0.lora_A.weight": down, "diffusion_model.blocks.1.ffn.0.lora_B.weight": up}
+    save_safetensors(tmp_path / "lora.safetensors", keys)
+    pipe = Pipeline.load(folder, threads=1)
+    loras = [pipe.load_lora(tmp_path / "lora.safetensors"), pipe.load_lora(tmp_path / "lora.safetensors", 0.5)]
+    with_loras = memory.estimate(checkpoint, **size, loras=loras)
+    assert with_loras["weights"] - plain["weights"] == 4 * shape[0] * shape[1]  # merged once, however many act
+    assert pipe.dit.weights.array("blocks.1.ffn.0.weight").nbytes == 4 * shape[0] * shape[1]

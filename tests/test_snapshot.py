@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_sampler import ROOT, make_model, make_source
 
-from ipvg import _core
+from ipvg import _core, parity
 from ipvg import guidance as G
 from ipvg.checkpoint.safetensors import read_metadata
 from ipvg.guidance import Branch, Guidance
@@ -225,6 +225,27 @@ def test_a_file_that_is_no_snapshot_is_named(model, golden_dir, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(_core.FormatError):
         Sampler.restore(path, model)
+
+
+def test_changed_weights_are_named(model, golden_dir, tmp_path):
+    """Another checkpoint of the same sizes, or a LoRA: said with the tensors' names; a copy of the same is not."""
+    golden = parity.Golden(golden_dir, "dit")
+    config = next(iter(golden.about["configs"].values()))
+    weights = {name: golden.weight(name, shape) for name, shape in config["weights"].items()}
+    run = start(model)
+    run.snapshot(tmp_path / "x.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Sampler.restore(tmp_path / "x.safetensors", make_model(golden_dir))
+    for name in ("blocks.1.ffn.0.weight", "head.modulation"):
+        other = {**weights, name: weights[name] + np.float32(0.01)}
+        changed = _core.Dit(_core.Device(threads=1), {**golden.about["common"], **config}, _core.Weights(other))
+        with pytest.warns(UserWarning, match=rf"x.safetensors: made with other weights: 1 of \d+ .* \({name}\)"):
+            Sampler.restore(tmp_path / "x.safetensors", changed)
+    half = {name: value.astype(np.float16) for name, value in weights.items()}
+    changed = _core.Dit(_core.Device(threads=1), {**golden.about["common"], **config}, _core.Weights(half))
+    with pytest.warns(UserWarning, match=rf"{len(half)} of {len(half)} tensors"):
+        Sampler.restore(tmp_path / "x.safetensors", changed)
 
 
 def test_another_thread_count_is_said(model, golden_dir, tmp_path):

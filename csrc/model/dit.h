@@ -100,13 +100,14 @@ typedef struct ipvg_dit_branch {
 ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor *x, double t, const ipvg_dit *dit,
                              const ipvg_dit_text *text, const ipvg_dit_context *context, const ipvg_dit_branch *branch);
 
-/* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
+/* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. nag, blur:
+ * for branches with NAG, with blurred queries. */
 typedef struct ipvg_dit_bytes {
     size_t scratch; /* of the arena: the largest of ipvg_dit_text_new, ipvg_dit_context_new and ipvg_dit_forward */
     size_t text;    /* each ipvg_dit_text */
     size_t context; /* each ipvg_dit_context */
 } ipvg_dit_bytes;
 ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
-                            int frames, int height, int width);
+                            bool nag, bool blur, int frames, int height, int width);
 
 #endif

@@ -1,5 +1,6 @@
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "dit_internal.h"
 
@@ -265,8 +266,9 @@ void ipvg_dit_context_size(const ipvg_dit_context *context, int *frames, int *he
 /* ==== memory ==== */
 
 ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
-                            int frames, int height, int width)
+                            bool nag, bool blur, int frames, int height, int width)
 {
+    unsigned char blurred[IPVG_DIT_MAX_LAYERS];
     const ipvg_dit_config *c = &dit->config;
     ipvg_arena arena = {0};
     ipvg_exec ex = {.ctx = ctx, .be = be, .arena = &arena};
@@ -280,6 +282,9 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
                          frames, height, width, IPVG_DIT_MAX_SIDE);
     ipvg_dit_text text = text_shell(dit);
     ipvg_dit_context context = context_shell(dit, frames, height, width);
+    const ipvg_dit_branch branch = {
+        .perturb = blur ? blurred : NULL, .blur = 1.f, .nag = {nag ? &text : NULL, 1.f, 1.f, 1.f}};
+    memset(blurred, IPVG_DIT_BLUR, sizeof blurred);
     ipvg_tensor states = ipvg_tensor_of(NULL, IPVG_F32, c->text_len, c->text_dim);
     ipvg_tensor given = ipvg_tensor_of(NULL, IPVG_F32, c->n_vace ? c->vace_in_dim : 0, frames, height, width);
     ipvg_tensor x = ipvg_tensor_of(NULL, IPVG_F32, c->in_dim, frames, height, width);
@@ -289,7 +294,7 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
         ipvg_arena_plan(&arena);
         if (i == 0) IPVG_TRY(text_run(&ex, &text, &states));
         if (i == 1) IPVG_TRY(context_run(&ex, &context, &given));
-        if (i == 2) IPVG_TRY(ipvg_dit_forward(&ex, &velocity, &x, 0, dit, &text, &context, NULL));
+        if (i == 2) IPVG_TRY(ipvg_dit_forward(&ex, &velocity, &x, 0, dit, &text, &context, &branch));
         if (arena.peak > out->scratch) out->scratch = arena.peak;
     }
 done:

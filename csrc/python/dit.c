@@ -163,21 +163,23 @@ fail:
     return NULL;
 }
 
-static PyObject *dit_memory(PyObject *obj, PyObject *args)
+static PyObject *dit_memory(PyObject *obj, PyObject *args, PyObject *kwds)
 {
+    static char *names[] = {"frames", "height", "width", "nag", "blur", NULL};
     ipvg_py_dit *self = (ipvg_py_dit *)obj;
     ipvg_dit_bytes bytes = {0};
     ipvg_context ctx;
     PyObject *frames, *height, *width;
+    int nag = 0, blur = 0;
     int64_t f, h, w;
 
-    if (!PyArg_ParseTuple(args, "OOO:memory", &frames, &height, &width) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO|$pp:memory", names, &frames, &height, &width, &nag, &blur) ||
         !ipvg_py_int(frames, "frames", 1, IPVG_DIT_MAX_SIDE, &f) ||
         !ipvg_py_int(height, "height", 1, IPVG_DIT_MAX_SIDE, &h) ||
         !ipvg_py_int(width, "width", 1, IPVG_DIT_MAX_SIDE, &w))
         return NULL;
     ipvg_context_init(&ctx, self->device->ctx.threads); /* plans alone: needs neither the lock nor the device's arena */
-    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, (int)f, (int)h, (int)w);
+    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, nag, blur, (int)f, (int)h, (int)w);
     if (status != IPVG_OK) return ipvg_py_raise(&ctx, status);
     return Py_BuildValue("{sKsKsK}", "scratch", (unsigned long long)bytes.scratch, "text",
                          (unsigned long long)bytes.text, "context", (unsigned long long)bytes.context);
@@ -255,6 +257,12 @@ static PyObject *dit_config(PyObject *obj, void *unused)
                          "eps", (double)c->eps, "vace_layers", layers);
 }
 
+static PyObject *dit_weights(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return Py_NewRef(((ipvg_py_dit *)obj)->weights);
+}
+
 static PyMethodDef dit_methods[] = {
     {"text", (PyCFunction)(void (*)(void))dit_text, METH_VARARGS | METH_KEYWORDS,
      "text(states, trace=None) -> DitText\n\n"
@@ -282,14 +290,17 @@ static PyMethodDef dit_methods[] = {
      "trace: a callable(name, array) that sees copies of the intermediates; it must not use this device.\n"
      "Source: VaceWanModel.forward of Wan2.1-VACE; skip: IPT2V (TPIGE). Raises TypeError, ValueError, MemoryError,\n"
      "ipvg.Cancelled, KeyboardInterrupt."},
-    {"memory", dit_memory, METH_VARARGS,
-     "memory(frames, height, width) -> {'scratch': bytes, 'text': bytes, 'context': bytes}\n\n"
-     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. Planned\n"
-     "with the code that runs; nothing is computed or allocated."},
+    {"memory", (PyCFunction)(void (*)(void))dit_memory, METH_VARARGS | METH_KEYWORDS,
+     "memory(frames, height, width, *, nag=False, blur=False) -> {'scratch': bytes, 'text': bytes, 'context': "
+     "bytes}\n\n"
+     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. nag, "
+     "blur:\n"
+     "for branches that ask for these. Planned with the code that runs; nothing is computed or allocated."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef dit_getset[] = {
     {"config", dit_config, NULL, "The sizes, as a new dict in the form of config.json.", NULL},
+    {"weights", dit_weights, NULL, "The _core.Weights that it was made of.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot dit_slots[] = {
