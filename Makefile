@@ -109,7 +109,7 @@ $(SAN)/test_%: tests/c/test_%.c $(SAN_OBJECTS)
 	@$(CC) $(SAN_FLAGS) $< $(SAN_OBJECTS) $(SAN_LINK) $(SAN_LIBS) -o $@
 # Calls of our own objects that ask for memory go through the test (tests/c/failing.h).
 FAILING := malloc calloc realloc aligned_alloc strdup realpath mmap
-FAILING_FFMPEG := fopen av_malloc av_malloc_array av_frame_alloc av_packet_alloc avcodec_alloc_context3 sws_alloc_context \
+FAILING_FFMPEG := av_calloc fopen av_malloc av_malloc_array av_frame_alloc av_packet_alloc avcodec_alloc_context3 sws_alloc_context \
     avformat_alloc_context avformat_new_stream avio_alloc_context avfilter_graph_alloc
 $(SAN)/test_allocation $(SAN)/test_allocation_io: tests/c/failing.h
 $(SAN)/test_allocation: SAN_LINK = $(FAILING:%=-Wl,--wrap=%)

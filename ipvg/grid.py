@@ -66,8 +66,9 @@ def side_by_side(
 ) -> Video:
     """One Video of several of the same size and rate, row by row on white, each with its label above it.
 
-    labels: one each, or none; long ones are wrapped, and larger on large videos. columns: None = all in one row. gap: white pixels around each. A shorter video stays at
-    its last frame. The result's width and height are even, as mp4 needs. Raises TypeError, ValueError.
+    labels: one each, or none; long ones are wrapped, and larger on large videos. columns: None = all in one row. gap:
+    white pixels around each. A shorter video stays at its last frame. The result's width and height are even, as mp4
+    needs. Raises TypeError, ValueError.
     """
     videos = list(videos)
     if not videos:

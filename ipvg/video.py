@@ -327,8 +327,8 @@ class Video:
             return f"<p>{html.escape(repr(self))}: {html.escape(str(error))}</p>"
         source = base64.b64encode(data).decode()
         return (
-            f'<video controls loop muted width="{width}" height="{height}" style="max-width: 100%; height: auto" title="{html.escape(repr(self))}" '
-            f'src="data:video/mp4;base64,{source}"></video>'
+            f'<video controls loop muted width="{width}" height="{height}" style="max-width: 100%; height: auto" '
+            f'title="{html.escape(repr(self))}" src="data:video/mp4;base64,{source}"></video>'
         )
 
 

@@ -28,7 +28,7 @@ def stream_of(path):
 
 
 def card():
-    """A test card of 6 x 4 flat fields of 32 x 32, the primaries, greys and random colours; another order each frame."""
+    """A test card of 6 x 4 flat fields of 32 x 32: primaries, greys, random colours; another order each frame."""
     corners = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
     greys = [[v, v, v] for v in (16, 64, 128, 235)]
     colours = np.array([*corners, *greys, *np.random.default_rng(0).integers(0, 256, (12, 3))], np.uint8)
@@ -36,7 +36,7 @@ def card():
     return np.stack(order).repeat(32, 1).repeat(32, 2)
 
 
-# Levels that a channel of a field's middle may be off. 4:2:0 in 8 bits rounds Y, U and V: up to 2.1 each of R, G, B, and
+# Levels that a channel of a field's middle may be off. 4:2:0 in 8 bits rounds Y, U and V, up to 2.1 of R, G and B;
 # the encoder at its best adds one. A GIF has 255 colours and the card 24; the others lose nothing.
 @needs_ffmpeg
 @pytest.mark.parametrize(

@@ -89,6 +89,20 @@ static ipvg_status open_bytes(ipvg_context *ctx, ipvg_source *s, const char *pat
     return ipvg_fail(ctx, IPVG_E_MEMORY, "%s: no memory to read it", s->name);
 }
 
+/* FFmpeg decodes some frames here, by decoders of its own: they get the limit too. */
+static int find_stream_info(AVFormatContext *format)
+{
+    unsigned count = format->nb_streams;
+    AVDictionary **options = av_calloc(count + 1, sizeof *options);
+    int err = options ? 0 : AVERROR(ENOMEM);
+    for (unsigned i = 0; err >= 0 && i < count; i++)
+        err = av_dict_set_int(&options[i], "max_pixels", IPVG_MAX_PIXELS, 0);
+    if (err >= 0) err = avformat_find_stream_info(format, count ? options : NULL);
+    for (unsigned i = 0; options && i < count; i++) av_dict_free(&options[i]);
+    av_free(options);
+    return err;
+}
+
 static ipvg_status open_decoder(ipvg_context *ctx, ipvg_source *s)
 {
     int index = av_find_best_stream(s->format, AVMEDIA_TYPE_VIDEO, -1, -1, NULL, 0);
@@ -136,7 +150,7 @@ ipvg_status ipvg_source_open(ipvg_context *ctx, ipvg_source *s, const char *path
     if (err >= 0) err = avformat_open_input(&s->format, NULL, demuxer, NULL); /* frees the format when it fails */
     if (err < 0)
         return ipvg_ff_fail(ctx, cause(s, err), "%s: not a picture or video that FFmpeg can read, or damaged", s->name);
-    err = avformat_find_stream_info(s->format, NULL);
+    err = find_stream_info(s->format);
     if (err < 0) return ipvg_ff_fail(ctx, cause(s, err), "%s: cannot be read", s->name);
     if (!ipvg_source_is_whole(s))
         return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: cut short: the end of a file of type %s is missing", s->name,

@@ -27,6 +27,7 @@ typedef int (*sink)(void *, uint8_t *, int);
 
 FAILING(FILE *, NULL, fopen, (const char *path, const char *mode), (path, mode))
 FAILING(void *, NULL, av_malloc, (size_t size), (size))
+FAILING(void *, NULL, av_calloc, (size_t count, size_t size), (count, size))
 FAILING(void *, NULL, av_malloc_array, (size_t count, size_t size), (count, size))
 FAILING(AVFrame *, NULL, av_frame_alloc, (void), ())
 FAILING(AVFilterGraph *, NULL, avfilter_graph_alloc, (void), ())
@@ -115,7 +116,7 @@ static ipvg_status reading_video(void *rgb)
     ipvg_video_reader *r;
     bool more = true;
     memset(rgb, 0, BYTES);
-    ipvg_status status = ipvg_video_open(&ctx, &r, file, NULL, 0);
+    ipvg_status status = ipvg_video_open(&ctx, &r, file, NULL, 0, IPVG_ALPHA_DROP);
     CHECK((status == IPVG_OK) == (r != NULL));
     while (status == IPVG_OK && more) status = ipvg_video_next(&ctx, r, rgb, &more);
     ipvg_video_close(&r);
