@@ -42,7 +42,7 @@ typedef enum ipvg_k_act { IPVG_K_ACT_NONE, IPVG_K_ACT_GELU_TANH, IPVG_K_ACT_SILU
 int ipvg_k_layer_norm(ipvg_k_array y, float *y_scale, ipvg_k_array x, ipvg_k_array mul, ipvg_k_array add, float plus,
                       float eps, int64_t rows, int64_t d, void *stream);
 /* x (rows, d) += u (rows, d) * gate (d) or none, then y = LN(x) * (plus + mul) + add of the x that was written: the same
- * bytes as ipvg_k_gate_residual, then ipvg_k_layer_norm, with one reading of x less. */
+ * bytes as ipvg_k_gate_residual, then ipvg_k_layer_norm (if both go the fast way), with one reading of x less. */
 int ipvg_k_gate_residual_norm(ipvg_k_array y, float *y_scale, ipvg_k_array x, ipvg_k_array u, ipvg_k_array gate,
                               ipvg_k_array mul, ipvg_k_array add, float plus, float eps, int64_t rows, int64_t d,
                               void *stream);

@@ -3,10 +3,10 @@
 
 /* ==== layer norm, after a gated residual or alone ==== */
 
-/* Mean and 1 / standard deviation. The mean is found twice: what float32 sums left of it is measured on the centred row, so
- * that a mean far from 0 costs no digits. */
+/* Mean and 1 / standard deviation. The mean is found twice: what float32 sums left of it (`rest`) is measured on the centred
+ * row, so that a mean far from 0 costs no digits. */
 template <int V>
-__device__ inline void moments(float *mean, float *inverse, kept_row<V> &row, float eps, int64_t d)
+__device__ inline void moments(float *mean, float *rest, float *inverse, kept_row<V> &row, float eps, int64_t d)
 {
     const float share = 1.f / (float)d;
     float sum = 0.f, both[2] = {0.f, 0.f};
@@ -24,9 +24,9 @@ __device__ inline void moments(float *mean, float *inverse, kept_row<V> &row, fl
         }
     });
     reduce<add>(row.t, both);
-    const float rest = both[0] * share;
-    *mean = near + rest;
-    *inverse = 1.f / sqrtf(both[1] * share - rest * rest + eps);
+    *mean = near;
+    *rest = both[0] * share;
+    *inverse = 1.f / sqrtf(both[1] * share - *rest * *rest + eps);
 }
 
 /* Writes what `result` makes of each chunk, quantised by its greatest number if y is E4M3. */
@@ -59,14 +59,14 @@ template <int V>
 __device__ inline void write_norm(const array &y, float *y_scale, kept_row<V> &row, const array &mul, const array &add,
                                   float plus, float eps, int64_t d)
 {
-    float mean, inverse;
-    moments<V>(&mean, &inverse, row, eps, d);
+    float mean, rest, inverse;
+    moments<V>(&mean, &rest, &inverse, row, eps, d);
     write_row<V>(y, y_scale, row, row.t.row, [&](float(&out)[V], const float(&v)[V], int column) {
         float m[V], a[V];
         load<V>(m, mul, column);
         load<V>(a, add, column);
 #pragma unroll
-        for (int i = 0; i < V; i++) out[i] = fmaf((v[i] - mean) * inverse, plus + m[i], a[i]);
+        for (int i = 0; i < V; i++) out[i] = fmaf((v[i] - mean - rest) * inverse, plus + m[i], a[i]);
     });
 }
 
