@@ -84,7 +84,8 @@ test-peers: build
 SAN := build/sanitize
 comma := ,
 SAN_FLAGS := -std=c11 -g -O1 -Wall -Wextra -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -DIPVG_MAX_PIXELS=65536 -Icsrc
+    -fno-sanitize-recover=undefined -fopenmp -D_GNU_SOURCE -DIPVG_MAX_PIXELS=65536 -Icsrc -Wno-psabi \
+    $(if $(shell grep -m1 -o avx512f /proc/cpuinfo),,-DIPVG_EMULATED_AVX512='"$(CURDIR)/tests/c/avx512.h"')
 MEDIA := libavfilter libavformat libavcodec libavutil libswscale
 REMOTE := libcurl libcjson
 has = $(shell pkg-config --exists $(1) 2>/dev/null && echo yes)

@@ -27,6 +27,7 @@ import sys
 import time
 import zlib
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 
@@ -35,9 +36,11 @@ from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig, expected, names, t
 
 DIT = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=2, vace_layers=(0,))
 UMT5 = TextConfig(vocab=64, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=1)
+BUNDLED = DitConfig(dim=256, ffn_dim=448, num_heads=2, num_layers=12, vace_layers=(0, 4, 8), text_dim=128)
 VAE = VaeConfig()
 VIDEO = (5, 240, 416)  # frames, height, width
 LATENT = (1, 60, 104)  # one frame of 832x480: 1560 tokens
+BUNDLED_LATENT = (6, 16, 16)  # 17 frames of 128x128 and a reference: 384 tokens
 TEXT = 200  # tokens of the prompt
 BOUND = {"float32": 1e-4, "bfloat16": 3e-2}  # relative L2 between the two: each bfloat16 side is off by about 1e-2
 EXACT = ("modulation", "norm", "bias", "time_", "head.")  # what ipvg and the official files keep in float32
@@ -55,8 +58,8 @@ def draw(name, shape):
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
 
 
-def dit_inputs():
-    return draw("x", (16, *LATENT)), draw("context", (96, *LATENT)), draw("text", (TEXT, DIT.text_dim))
+def dit_inputs(config, latent):
+    return draw("x", (16, *latent)), draw("context", (96, *latent)), draw("text", (TEXT, config.text_dim))
 
 
 # ---- ipvg: build(threads, dtype) -> (run, bytes of weights, bytes planned, seconds of preparation) ----
@@ -71,14 +74,14 @@ def stored(config, dtype):
     return {name: w if name in keep else (to_bfloat16(w).reshape(w.shape), dtype) for name, w in weights.items()}
 
 
-def ours_dit(threads, dtype):
-    weights = stored(DIT, dtype)
-    model = _core.Dit(_core.Device("cpu", threads, dtype), asdict(DIT), _core.Weights(weights))
-    x, context, text = dit_inputs()
+def ours_dit(config, latent, threads, dtype):
+    weights = stored(config, dtype)
+    model = _core.Dit(_core.Device("cpu", threads, dtype), asdict(config), _core.Weights(weights))
+    x, context, text = dit_inputs(config, latent)
     began = time.perf_counter()
     prepared = model.text(text), model.context(context)
     prepare = time.perf_counter() - began
-    return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*LATENT).values()), prepare
+    return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*latent).values()), prepare
 
 
 def ours_umt5(threads, dtype):
@@ -121,8 +124,8 @@ def ours_memory(threads, dtype):
     weights = {name: np.full(shape, 0.01, np.float32) for name, shape in expected(config).items()}
     model = _core.Dit(_core.Device("cpu", threads, dtype), asdict(config), _core.Weights(weights))
     few = (1, 16, 16)
-    prepared = model.text(dit_inputs()[2]), model.context(draw("context", (96, *few)))
-    x = draw("x", (16, *few))
+    x, context, text = dit_inputs(config, few)
+    prepared = model.text(text), model.context(context)
     return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*few).values()), 0.0
 
 
@@ -141,18 +144,19 @@ def fill(model, component, dtype):
     return model.eval().to(getattr(torch, dtype))
 
 
-def peer_dit(threads, dtype):
+def peer_dit(config, latent, threads, dtype):
     import torch
     from diffusers import WanVACETransformer3DModel
 
     torch.set_num_threads(threads)
     model = WanVACETransformer3DModel(
-        num_attention_heads=DIT.num_heads, attention_head_dim=DIT.dim // DIT.num_heads, text_dim=DIT.text_dim,
-        ffn_dim=DIT.ffn_dim, num_layers=DIT.num_layers, vace_layers=list(DIT.vace_layers), vace_in_channels=96,
+        num_attention_heads=config.num_heads, attention_head_dim=config.dim // config.num_heads,
+        text_dim=config.text_dim, ffn_dim=config.ffn_dim, num_layers=config.num_layers,
+        vace_layers=list(config.vace_layers), vace_in_channels=96,
     )  # fmt: skip
     model = fill(model, "dit", dtype)
-    x, context, text = (torch.from_numpy(a)[None].to(model.dtype) for a in dit_inputs())
-    text = torch.nn.functional.pad(text, (0, 0, 0, DIT.text_len - TEXT))
+    x, context, text = (torch.from_numpy(a)[None].to(model.dtype) for a in dit_inputs(config, latent))
+    text = torch.nn.functional.pad(text, (0, 0, 0, config.text_len - TEXT))
 
     def run():
         with torch.inference_mode():
@@ -210,12 +214,15 @@ def peer_vae_encode(threads, dtype):
 
 
 WORK = {
-    "dit": ("DiT, width 1536, 2 main + 1 VACE blocks, 1560 tokens", ours_dit, peer_dit, "diffusers"),
+    "dit": ("DiT, width 1536, 2 main + 1 VACE blocks, 1560 tokens", partial(ours_dit, DIT, LATENT),
+            partial(peer_dit, DIT, LATENT), "diffusers"),
+    "bundled": ("DiT of the bundled size: width 256, 12 main + 3 VACE blocks, 384 tokens",
+                partial(ours_dit, BUNDLED, BUNDLED_LATENT), partial(peer_dit, BUNDLED, BUNDLED_LATENT), "diffusers"),
     "umt5": ("one umT5-XXL layer, 512 tokens", ours_umt5, peer_umt5, "transformers"),
     "vae_decode": ("VAE decode, full size, 5x240x416", ours_vae_decode, peer_vae_decode, "diffusers"),
     "vae_encode": ("VAE encode, full size, 5x240x416", ours_vae_encode, peer_vae_encode, "diffusers"),
     "memory": ("DiT, width 1536, 12 main + 4 VACE blocks, 64 tokens", ours_memory, None, ""),
-}
+}  # fmt: skip
 
 
 # ---- processes that take turns ----

@@ -52,6 +52,9 @@ static const ipvg_loops *loops_of_machine(void)
     bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef IPVG_EMULATED_AVX512
+    v4 = true;
+#endif
     if (limit && !strcmp(limit, "baseline")) v3 = v4 = false;
     if (limit && !strcmp(limit, "v3")) v4 = false;
     return v4 ? &ipvg_loops_v4 : v3 ? &ipvg_loops_v3 : &ipvg_loops_baseline;

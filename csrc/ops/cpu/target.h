@@ -12,7 +12,9 @@
 
 #if ISA_LEVEL == 4
 #define ISA_NAME "x86-64-v4"
-#ifdef __clang__
+#ifdef IPVG_EMULATED_AVX512 /* a test's stand-in for the instructions */
+#include IPVG_EMULATED_AVX512
+#elif defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
                              apply_to = function)
 #else
