@@ -8,7 +8,8 @@
 
 The judges know this rendered world alone, and are as sure about a photograph as about anything. So each picture first
 passes the bundled autoencoder, which knows this world alone too: 756 held-out renderings came back with 29.5 dB or more
-(median 34), five photographs with 26.5 dB or less. What comes back worse than LIKENESS is not of this world, and is told so.
+(median 34), four photographs with 26.5 dB or less. What comes back worse than LIKENESS is not of this world, and is
+told so. Four are few: a smooth, plain photograph may pass.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def generate(small_checkpoint):
     return ["generate", "--checkpoint", small_checkpoint, "--prompt", "A woman smiles.", "--image", PICTURE]
 
 
-@pytest.mark.parametrize("command", ["generate", "info", "demo", "parity"])
+@pytest.mark.parametrize("command", ["enhance", "generate", "info", "demo", "parity"])
 def test_help_has_examples(command):
     done = ipvg(command, "--help")
     assert done.returncode == 0 and f"examples:\n  ipvg {command}" in done.stdout and not done.stderr
@@ -167,6 +167,9 @@ def test_the_demo_at_its_smallest(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "demo.mp4").stat().st_size > 0 and (tmp_path / "out" / "demo.png").stat().st_size > 0
     assert str(tmp_path / "out" / "demo.mp4") in done.stdout
+    enhanced = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert enhanced["prompt"].startswith("A woman with bob red hair and") and enhanced["appearance"]
+    assert len(enhanced["provenance"]["reference"]["candidates"]) == 2
     if not (ROOT / "models" / "ipvg-tiny" / "config.json").is_file():
         assert "NOISE" in done.stdout
 
