@@ -54,7 +54,7 @@ def test_a_missing_optional_library_is_named_and_the_rest_is_built(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "built without reading and writing pictures and video" in done.stderr
-    assert "apt-get install pkg-config libavformat-dev" in done.stderr
+    assert "apt-get install pkg-config libavfilter-dev libavformat-dev" in done.stderr
     assert [path.name.split(".")[0] for path in (tmp_path / "ipvg").iterdir()] == ["_core"]
 
 

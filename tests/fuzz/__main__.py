@@ -95,14 +95,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="for each target (default 10)")
     parser.add_argument("--target", action="append", choices=[*PYTHON, *C], help="default: all")
     args = parser.parse_args()
-    if importlib.util.find_spec("atheris") is None:
+    chosen = args.target or [*PYTHON, *C]
+    if set(chosen) - set(C) and importlib.util.find_spec("atheris") is None:
         print(f"fuzz: atheris is missing: {sys.executable} -m pip install atheris", file=sys.stderr)
         return 2
     BUILD.mkdir(parents=True, exist_ok=True)
     os.nice(15)
     failed = 0
     with ThreadPoolExecutor(2) as pool:
-        for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), args.target or [*PYTHON, *C]):
+        for target, status, text in pool.map(lambda t: fuzz(t, args.minutes), chosen):
             verdict = "ok" if status == 0 else f"FAILED ({status}), see build/fuzz/{target}.log"
             print(f"fuzz: {target}: {verdict}\n{text}", flush=True)
             failed |= status != 0
