@@ -20,6 +20,7 @@ PROMPT = "A woman in a blue turtleneck smiles and nods in a green forest."
 #: What the untrained checkpoint runs with: large enough to exercise everything, small enough for two cores.
 UNTRAINED = {"size": (192, 192), "frames": 17, "steps": 8}
 SMALLEST = {"size": (64, 48), "frames": 5, "steps": 2}
+STILL = {"size": (96, 96), "steps": 4}  # the reference's candidates, when they can only be noise
 
 
 def run(
@@ -38,8 +39,8 @@ def run(
     size = SMALLEST if smallest else {} if trained else UNTRAINED
     out.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.load(checkpoint, threads=threads)
-    still = {name: size.get(name) for name in ("size", "steps")}
-    maker = VaceReference(pipe, candidates=2 if smallest or not trained else 4, **still)
+    still = {name: SMALLEST[name] for name in ("size", "steps")} if smallest else {} if trained else STILL
+    maker = VaceReference(pipe, candidates=2 if still else 4, **still)
     enhanced = enhance(
         str(picture), PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo", progress=progress
     )
