@@ -199,21 +199,25 @@ def test_a_step_allocates_nothing(make):
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("needs glibc 2.33")
     libc.mallinfo2.restype = Mallinfo
-    sampler = make(steps=12)
+    sampler = make(steps=32)
     core = sampler._core
     core.step()
     core.step()  # libraries build and keep their kernels at the first
     gc.collect()  # else Python's own memory may change hands meanwhile
     gc.disable()
-    before, address, scratch = libc.mallinfo2(), core.latent.ctypes.data, core.device.scratch
-    for _ in range(10):
-        core.step()
-    after = libc.mallinfo2()
+    grown = []
+    for _ in range(3):
+        before, address, scratch = libc.mallinfo2(), core.latent.ctypes.data, core.device.scratch
+        for _ in range(10):
+            core.step()
+        after = libc.mallinfo2()
+        assert core.latent.ctypes.data == address and core.device.scratch == scratch > 0
+        grown.append(after.uordblks + after.hblkhd - before.uordblks - before.hblkhd)
+        assert grown[-1] < 4096  # a latent alone is 12 KiB here
+        assert (after.arena, after.hblkhd) == (before.arena, before.hblkhd)  # nor did the heap ever have to grow
     gc.enable()
-    assert core.latent.ctypes.data == address and core.device.scratch == scratch > 0
-    grown = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd
-    assert abs(grown) < 4096  # a latent alone is 12 KiB here
-    assert (after.arena, after.hblkhd) == (before.arena, before.hblkhd)  # nor did the heap ever have to grow
+    # Python may give something of its own back in between, once; the steps themselves change nothing, to the byte.
+    assert 0 in grown, grown
 
 
 def test_views_cost_no_copy_and_stay_safe(make):
