@@ -1,6 +1,6 @@
 """A job: plain settings, as the command line gives them and a manifest keeps them, become a video.
 
->>> settings = jobs.resolve({"prompt": "A woman smiles.", "images": ["alice.png"]})
+>>> settings = jobs.resolve({"prompt": "A woman smiles.", "references": ["alice.png"]})
 >>> video, pipe = jobs.make(settings)
 >>> jobs.save(video, "alice.mp4", pipe)                    # and alice.mp4.json
 >>> jobs.rerun("alice.mp4.json", "again.mp4").same         # True: the same bytes
@@ -14,74 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest, tasks
+from . import settings as settings_
 from ._core import FormatError
 from .enhancement import Enhancement
-from .guidance import PRESETS, Guidance
+from .guidance import Guidance
 from .pipeline import Pipeline, Progress
-from .text import NEGATIVE
+from .settings import FILES, Settings
 from .video import Video, read_image, read_video
 
-Settings = dict[str, Any]
-
-#: Every setting and its default. Paths are text; "lora" is a list of [path, strength]; None: the checkpoint's.
-DEFAULTS: Settings = {
-    "prompt": "",
-    "enhanced": None,
-    "negative": NEGATIVE,
-    "task": None,
-    "images": [],
-    "video": None,
-    "mask": None,
-    "first": None,
-    "last": None,
-    "pad": {},
-    "keep": None,
-    "checkpoint": None,
-    "lora": [],
-    "device": "cpu",
-    "threads": None,
-    "dtype": "float32",
-    "size": None,
-    "frames": None,
-    "steps": None,
-    "shift": None,
-    "solver": "unipc",
-    "sigmas_from": "official",
-    "seed": 2025,
-    "guidance": None,
-}
-
-#: Task -> (settings that it needs, settings that it takes as well). All take images but text.
+#: Task -> (settings that it needs, settings that it takes as well). All take references but text.
 NEEDS: dict[str | None, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    None: ((), ("images", "video", "mask")),
+    None: ((), ("references", "video", "mask")),
     "text": ((), ()),
-    "image": ((), ("images",)),
-    "references": (("images",), ()),
-    "control": (("video",), ("images",)),
-    "inpaint": (("video", "mask"), ("images",)),
-    "outpaint": (("video", "pad"), ("images",)),
-    "first-frame": (("first",), ("images",)),
-    "last-frame": (("last",), ("images",)),
-    "first-last": (("first", "last"), ("images",)),
-    "extend-after": (("video",), ("images", "keep")),
-    "extend-before": (("video",), ("images", "keep")),
+    "image": ((), ("references",)),
+    "references": (("references",), ()),
+    "control": (("video",), ("references",)),
+    "inpaint": (("video", "mask"), ("references",)),
+    "outpaint": (("video", "pad"), ("references",)),
+    "first-frame": (("first",), ("references",)),
+    "last-frame": (("last",), ("references",)),
+    "first-last": (("first", "last"), ("references",)),
+    "extend-after": (("video",), ("references", "keep")),
+    "extend-before": (("video",), ("references", "keep")),
 }
-_FILES = ("images", "video", "mask", "first", "last")
-_INPUTS = (*_FILES, "pad", "keep")
+_INPUTS = (*FILES, "pad", "keep")
 
 
 def resolve(settings: Mapping[str, Any]) -> Settings:
-    """All settings, the defaults filled in, paths absolute. ValueError names what is unknown, missing or of no use."""
-    if unknown := [name for name in settings if name not in DEFAULTS]:
-        raise ValueError(f"settings: {unknown[0]!r} is none of {', '.join(DEFAULTS)}")
-    out = {**DEFAULTS, **settings}
+    """All settings, checked, the defaults filled in, paths absolute. ValueError and TypeError name what is unknown,
+    wrong, missing or of no use. What there is: `settings.SETTINGS`."""
+    out = settings_.check(settings)
     if out["task"] not in NEEDS:
         raise ValueError(f"task: expected one of {', '.join(name for name in NEEDS if name)}, got {out['task']!r}")
     if out["enhanced"] and not out["prompt"]:
         found = Enhancement.load(out["enhanced"])
         out["prompt"] = found.prompt
-        out["images"] = out["images"] or [path for path in [found.reference or found.image] if path]
-    out["enhanced"] = str(Path(out["enhanced"]).absolute()) if out["enhanced"] else None
+        pictures = [str(Path(path).absolute()) for path in [found.reference or found.image] if path]
+        out["references"] = out["references"] or pictures
     needed, taken = NEEDS[out["task"]]
     for name in needed:
         if not out[name]:
@@ -89,19 +58,17 @@ def resolve(settings: Mapping[str, Any]) -> Settings:
     for name in _INPUTS:
         if out[name] and name not in (*needed, *taken):
             raise ValueError(f"task {out['task'] or '(none given)'} does not take {name}")
-    out["images"] = [str(Path(path).absolute()) for path in out["images"]]
-    for name in _FILES[1:]:
-        out[name] = str(Path(out[name]).absolute()) if out[name] else None
-    out["lora"] = [[str(Path(path).absolute()), float(strength)] for path, strength in out["lora"]]
-    out["checkpoint"] = str(Path(out["checkpoint"]).absolute()) if out["checkpoint"] else None
-    if out["guidance"] is None:
-        out["guidance"] = PRESETS["tpige_code"]().to_dict()
+    if out["chunk"] is None and out["overlap"] is not None:
+        raise ValueError("overlap: is for long videos; give chunk as well")
     return out
 
 
-def make(settings: Settings, progress: Progress | None = None, opened=None) -> tuple[Video, Pipeline]:
+def make(
+    settings: Settings, progress: Progress | None = None, opened=None, resume: str | None = None
+) -> tuple[Video, Pipeline]:
     """A video from `resolve`d settings; what was left open is filled in there: checkpoint, threads, size, frames,
-    steps, shift. opened: called with the pipeline before the work. Raises what the stages raise."""
+    steps, shift. opened: called with the pipeline before the work. resume: a folder for the chunks of a long video.
+    Raises what the stages raise."""
     pipe = Pipeline.load(
         settings["checkpoint"], device=settings["device"], threads=settings["threads"], dtype=settings["dtype"]
     )
@@ -115,9 +82,10 @@ def make(settings: Settings, progress: Progress | None = None, opened=None) -> t
     inputs = _inputs(settings, pipe)
     settings["size"], settings["frames"] = list(inputs["size"]), inputs["frames"]
     sampling = {name: settings[name] for name in ("steps", "shift", "solver", "sigmas_from", "seed")}
+    sampling |= {name: settings[name] for name in ("chunk", "overlap", "match")}
     video = pipe.generate(
         settings["prompt"], negative=settings["negative"], guidance=Guidance.from_dict(settings["guidance"]),
-        progress=progress, **inputs, **sampling,
+        progress=progress, resume=resume, **inputs, **sampling,
     )  # fmt: skip
     video.manifest["settings"] = settings
     if settings["enhanced"] and Path(settings["enhanced"]).is_file():
@@ -125,8 +93,8 @@ def make(settings: Settings, progress: Progress | None = None, opened=None) -> t
         video.manifest["enhancement"] = {"path": settings["enhanced"], **record}
     video.manifest["files"] = [
         {"role": name, "path": path, "sha256": manifest.sha256(path)}
-        for name in _FILES
-        for path in (settings[name] if name == "images" else [settings[name]])
+        for name in FILES
+        for path in (settings[name] if name == "references" else [settings[name]])
         if path
     ]
     return video, pipe
@@ -134,11 +102,11 @@ def make(settings: Settings, progress: Progress | None = None, opened=None) -> t
 
 def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     """The keyword arguments of `Pipeline.encode_source`."""
-    task, images = settings["task"], [read_image(path) for path in settings["images"]]
+    task, references = settings["task"], [read_image(path) for path in settings["references"]]
     given = {
         "size": tuple(settings["size"] or pipe.defaults.size),
         "frames": settings["frames"] or pipe.defaults.frames,
-        "references": images,
+        "references": references,
     }
     video = read_video(settings["video"]) if settings["video"] else None
     mask = _mask(settings["mask"]) if settings["mask"] else None
@@ -148,9 +116,9 @@ def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     if task == "text":
         return tasks.text(size=given["size"], frames=given["frames"])
     if task == "image":
-        return tasks.image(images, size=given["size"])
+        return tasks.image(references, size=given["size"])
     if task == "references":
-        return tasks.references(images, size=given["size"], frames=given["frames"])
+        return tasks.references(references, size=given["size"], frames=given["frames"])
     if task == "control":
         return tasks.control(video, **given)
     if task == "inpaint":

@@ -27,9 +27,9 @@ import numpy as np
 from ._core import FormatError
 
 if TYPE_CHECKING:
+    from .guidance import Guidance
     from .pipeline import Pipeline
-    from .sampler import Sampler
-    from .source import Source
+    from .schedule import Schedule
 
 FORMAT = "ipvg manifest 1"
 
@@ -64,31 +64,39 @@ def _peak_bytes() -> int:
 
 
 def describe(
-    pipe: Pipeline, run: Sampler, source: Source, texts: Mapping[str, str], inputs: Mapping[str, Any], stages: Stages
+    pipe: Pipeline,
+    *,
+    schedule: Schedule,
+    guidance: Guidance,
+    seed: int | None,
+    size: tuple[int, int],
+    frames: int,
+    texts: Mapping[str, str],
+    inputs: Mapping[str, Any],
+    stages: Stages,
 ) -> dict[str, Any]:
-    """The manifest of a finished run. texts: prompt name -> text. inputs: name -> array, list of arrays or None; told
-    by shape and hash. Plain data, ready for JSON; checkpoint hashes come with `write`."""
-    schedule = run.schedule
+    """The manifest of a run. guidance: resolved, without functions. texts: prompt name -> text. inputs: name -> array,
+    list of arrays or None; told by shape and hash. Plain data, ready for JSON; checkpoint hashes come with `write`."""
     return {
         "format": FORMAT,
         "versions": versions(),
         "machine": machine(),
         "device": {"name": pipe.device.name, "threads": pipe.device.threads, "dtype": pipe.device.dtype},
         "checkpoint": {"path": str(pipe.checkpoint.path.absolute()), "layout": pipe.checkpoint.layout},
-        "loras": [{**lora.to_dict(), "sha256": sha256(lora.path)} for lora in pipe.loras],
+        "loras": lora_hashes(pipe.loras),
         "job": {
             "texts": dict(texts),
-            "size": list(source.size),
-            "frames": source.frames,
-            "references": source.references,
+            "size": list(size),
+            "frames": frames,
+            "references": len(inputs["references"]),
             "steps": schedule.steps,
             "shift": schedule.shift,
             "solver": schedule.solver,
             "sigmas_from": schedule.sigmas_from,
-            "seed": run.seed,
-            "guidance": run.guidance.to_dict(),
+            "seed": seed,
+            "guidance": guidance.to_dict(),
         },
-        "inputs": {name: _array(value) for name, value in inputs.items()},
+        "inputs": {name: fingerprint(value) for name, value in inputs.items()},
         "stages": stages.list,
     }
 
@@ -117,11 +125,12 @@ def machine() -> dict[str, str]:
     return {"cpu": cpu, "system": f"{platform.system()} {platform.machine()}"}
 
 
-def _array(value) -> Any:
+def fingerprint(value) -> Any:
+    """Of an array or Video: shape, dtype and hash; of a list of them, a list."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
-        return [_array(item) for item in value]
+        return [fingerprint(item) for item in value]
     array = np.ascontiguousarray(getattr(value, "frames", value))
     digest = hashlib.sha256(memoryview(array).cast("B") if array.size else b"").hexdigest()
     return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
@@ -156,6 +165,10 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise FormatError(f"{path}: no manifest of ipvg ({FORMAT!r})")
     return table
+
+
+def lora_hashes(loras) -> list[dict[str, Any]]:
+    return [{**lora.to_dict(), "sha256": sha256(lora.path)} for lora in loras]
 
 
 def checkpoint_hashes(checkpoint) -> dict[str, str]:

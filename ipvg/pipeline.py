@@ -258,12 +258,21 @@ class Pipeline:
         frames: int | None = None,
         guidance: Guidance | None = None,
         progress: Progress | None = None,
+        chunk: int | None = None,
+        overlap: int | None = None,
+        match: str = "mean",
+        resume: str | os.PathLike | None = None,
         **sampling: Any,
     ) -> Video:
         """All stages as one call. prompt: or an Enhancement, whose picture is then the reference unless others are
         given. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
         sigmas_from, seed, noise); only the prompts that the guidance needs are encoded. The result's `manifest` holds
-        all settings, and each stage's seconds and peak memory."""
+        all settings, and each stage's seconds and peak memory.
+
+        chunk: a long video: at most so many frames at once, each chunk beginning with the last `overlap` frames of the
+        one before (None: 17, less for short chunks), its colours matched to them ("mean", "gain" or "none"). video and
+        mask, if any, are of all `frames`. resume: a folder for finished chunks, from which the same call goes on. See
+        `ipvg.long`; the manifest's "chunks" and "seams" tell seeds, corrections and how visible the seams are."""
         guidance = PRESETS["tpige_code"]() if guidance is None else guidance
         enhancement = None if isinstance(prompt, str) else _arguments.instance("prompt", prompt, Enhancement)
         if enhancement is not None:
@@ -274,8 +283,20 @@ class Pipeline:
                 f"guidance: its branches ask for the text {unknown[0]!r}; generate() knows {', '.join(known)}. "
                 "Call encode_text and sampler yourself for others"
             )
-        stages = Stages()
         prompts = {name: known[name] for name in guidance.texts}
+        if chunk is not None:
+            from . import long
+
+            made = long.generate(
+                self, prompts, references, chunk=chunk, overlap=overlap, match=match, resume=resume, video=video,
+                mask=mask, size=size, frames=frames, guidance=guidance, progress=progress, **sampling,
+            )  # fmt: skip
+            if enhancement is not None:
+                made.manifest["enhancement"] = enhancement.record()
+            return made
+        if overlap is not None or resume is not None:
+            raise ValueError(f"{'resume' if overlap is None else 'overlap'}: is for long videos; give chunk= as well")
+        stages = Stages()
         with stages.stage("text"):
             text = self.encode_text(prompts, progress)
         _tell(progress, "source", 0, 1)
@@ -288,7 +309,10 @@ class Pipeline:
         with stages.stage("decoding"):
             made = self.decode(run.latents, progress)
         inputs = {"references": list(references), "video": video, "mask": mask, "noise": sampling.get("noise")}
-        made.manifest = describe(self, run, source, prompts, inputs, stages)
+        made.manifest = describe(
+            self, schedule=run.schedule, guidance=run.guidance, seed=run.seed, size=source.size, frames=source.frames,
+            texts=prompts, inputs=inputs, stages=stages,
+        )  # fmt: skip
         if enhancement is not None:
             made.manifest["enhancement"] = enhancement.record()
         return made

@@ -90,7 +90,7 @@ def test_a_rerun_gives_the_same_bytes(checkpoint, photo, tmp_path):
     assert told["checkpoint"]["files"][weights] == sha((checkpoint / weights).read_bytes())
     assert "google/umt5-xxl/tokenizer.json" in told["checkpoint"]["files"]
     assert told["loras"] == [{"path": str(lora), "strength": 0.1, "sha256": sha(lora.read_bytes())}]
-    assert {(f["role"], f["path"]) for f in told["files"]} == {("images", photo), ("first", photo)}
+    assert {(f["role"], f["path"]) for f in told["files"]} == {("references", photo), ("first", photo)}
 
     done = jobs.rerun(files["manifest"])
     assert done.same and done.differences == [] and done.files["video"] == str(tmp_path / "a-rerun.mp4")
@@ -178,10 +178,10 @@ def test_every_task_has_its_settings():
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        ("'promt' is none of", {"promt": "x"}),
+        ("'promt' is unknown; did you mean 'prompt'", {"promt": "x"}),
         ("task: expected one of text", {"task": "magic"}),
         ("task inpaint needs mask", {"task": "inpaint", "video": "a.mp4"}),
-        ("task text does not take images", {"task": "text", "images": ["a.png"]}),
+        ("task text does not take references", {"task": "text", "images": ["a.png"]}),
         (r"task \(none given\) does not take first", {"first": "a.png"}),
         ("task outpaint needs pad", {"task": "outpaint", "video": "a.mp4"}),
     ],

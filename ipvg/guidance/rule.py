@@ -41,7 +41,8 @@ class Guidance:
 
     branches: name -> Branch (or a dict of its fields). combine: a formula that is linear in the branches, see
     `formula.py`. Every further keyword is a weight of the formula: a number, one number a step, a callable (step,
-    sigma) -> number, an `Interval`, or an array that broadcasts to the latent (`Field`: per frame, per region).
+    sigma) -> number or array, an `Interval`, or an array that broadcasts to the latent (`Field`: per frame, per
+    region).
     operations: what no weighted sum can be, see `operation.py`.
 
     A branch whose coefficient is 0 at a step, and that no operation reads there, is not computed; branches that are
@@ -263,10 +264,6 @@ class _Frozen(Mapping[str, _T]):
         return repr(self._items)
 
 
-def _build(branches: dict, combine: str, weights: dict) -> Guidance:
-    return Guidance(branches, combine, **weights)
-
-
 def _build(branches: dict, combine: str, operations: tuple, weights: dict) -> Guidance:
     return Guidance(branches, combine, operations, **weights)
 
@@ -328,4 +325,9 @@ def control(guidance: Guidance, cond: str = "cond", uncond: str = "uncond") -> G
 def _value(name: str, weight: Weight, step: int, sigma: float) -> float:
     if isinstance(weight, Interval):
         return weight.at(step, sigma, 1)
-    return weights_.number(name, weight(step, sigma)) if callable(weight) else weights_.at(weight, step)
+    if not callable(weight):
+        return weights_.at(weight, step)
+    value = weights_.returned(name, weight(step, sigma), step)
+    if not isinstance(value, float):
+        raise ValueError(f"control: weight {name!r} is an array at step {step}, so there is no CFG of equal weight")
+    return value
