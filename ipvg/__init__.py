@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import guidance, jobs, lora, manifest, parity, tasks
+    from . import guidance, jobs, long, lora, manifest, parity, seams, settings, tasks
     from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
     from .chat import RemoteError
     from .checkpoint import Checkpoint
@@ -56,7 +56,7 @@ _HOME = {
     "video": ("Video", "read_image", "read_video"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("guidance", "jobs", "lora", "manifest", "parity", "tasks")
+_MODULES = ("guidance", "jobs", "long", "lora", "manifest", "parity", "seams", "settings", "tasks")
 
 __all__ = ["__version__", "memory_estimate", *_MODULES, *_MODULE_OF]
 

@@ -292,7 +292,7 @@ def test_command(tmp_path, small_checkpoint, capsys):
     job = ["generate", "--checkpoint", str(small_checkpoint), "--enhanced", str(out), "--out", str(video), *tiny]
     assert main(job) == 0
     made = ipvg.manifest.read(f"{video}.json")
-    assert made["enhancement"]["edited"] == ["prompt"] and made["settings"]["images"] == [str(PERSON)]
+    assert made["enhancement"]["edited"] == ["prompt"] and made["settings"]["references"] == [str(PERSON)]
     assert made["job"]["texts"]["cond"] == "A woman with blue eyes in a blue turtleneck smiles."
     assert main(["rerun", f"{video}.json", "--quiet"]) == 0
 
