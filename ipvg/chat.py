@@ -23,12 +23,12 @@ class Endpoint(Service):
         """The model's answer: content, finish_reason, model (str), prompt_tokens, completion_tokens (int, -1 unknown).
 
         messages: a tuple of (role, parts); a part is a str or (MIME type, bytes). options: further items of the body.
+        A service that refuses "max_tokens" and asks for "max_completion_tokens" gets that, from then on.
         Raises RemoteError for everything that the service or the way to it does wrong, a refusal and an answer cut
         short or filtered too; ipvg.Cancelled after `cancel()`; KeyboardInterrupt.
         """
-        body = self.body(messages, options)
         with self._client() as client:
-            said = self._send(client.chat, "/chat/completions", body)
+            said = self._chat(client, messages, options)
         problem = None
         if said["refusal"] or said["finish_reason"] == "content_filter":
             problem = f"the model refused: {said['refusal'] or 'its content filter stopped the answer'}"
@@ -39,3 +39,23 @@ class Endpoint(Service):
         if problem is not None:
             raise self._failure(problem, said)
         return {k: said[k] for k in ("content", "finish_reason", "model", "prompt_tokens", "completion_tokens")}
+
+    def _chat(self, client, messages: tuple, options: dict) -> dict:
+        try:
+            body = self.body(messages, self._renamed(options) if self._renames else options)
+            return self._send(client.chat, "/chat/completions", body)
+        except RemoteError as error:
+            # No list of models knows who wants which name (Azure's are the user's own); the refusal says it.
+            if self._renames or "max_tokens" not in options or error.status not in (400, 422):
+                raise
+            if "max_completion_tokens" not in str(error):
+                raise
+        said = self._send(client.chat, "/chat/completions", self.body(messages, self._renamed(options)))
+        self._renames = True
+        return said
+
+    _renames = False
+
+    @staticmethod
+    def _renamed(options: dict) -> dict:
+        return {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in options.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import gzip
 import io
@@ -302,6 +303,20 @@ def test_retry_after_in_both_forms():
         assert answer["content"] and len(requests) == 2 and 0.9 < time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        (["Retry-After: soon"], 0, 0.9), (["Retry-After: -5"], 0, 0.9), (["Retry-After: "], 0, 0.9),
+        (["Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0, 0.9), (["retry-after-ms: 300"], 0.28, 0.9),
+        (["retry-after-ms: 300", "Retry-After: 1"], 0.28, 0.9), (["retry-after-ms: x"], 0, 0.9),
+    ],
+)  # fmt: skip
+def test_other_forms_of_retry_after(headers, least, most):
+    began = time.monotonic()
+    answer, requests = ask(script(http(b"", 429, headers), http()), attempts=2)
+    assert answer["content"] and len(requests) == 2 and least < time.monotonic() - began < most
+
+
 def test_retry_after_beyond_the_deadline_ends_at_once():
     began = time.monotonic()
     error = refused(script(http(b"come back tomorrow", 429, ["Retry-After: 86400"])), "tomorrow", attempts=5)
@@ -320,6 +335,50 @@ def test_redirect_is_not_followed(status):
         to = f"Location: {other.url}/chat/completions"
         refused(script(http(b"", status, [to])), "a redirect, which is not followed")
         assert not other.requests
+
+
+# ---- what services differ in ----
+
+
+def test_max_completion_tokens_when_the_service_asks_for_it():
+    refusal = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+
+    def model(request, connection):
+        return http({"error": refusal}, 400) if "max_tokens" in request.json else http()
+
+    with Server(model) as server:
+        endpoint = Endpoint("o9", server.url, KEY, limits=limits(attempts=3))
+        for _ in range(2):
+            assert endpoint.ask(HELLO, {"max_tokens": 7, "seed": 1})["content"]
+        sent = [{k: v for k, v in r.json.items() if k not in ("model", "messages")} for r in server.requests]
+    assert sent == [{"max_tokens": 7, "seed": 1}] + [{"max_completion_tokens": 7, "seed": 1}] * 2
+
+
+def test_other_refusals_are_not_asked_again_under_another_name():
+    for status, text in ((400, "max_tokens is too large"), (404, "max_completion_tokens"), (400, "no")):
+        error, requests = ask(script(http({"error": {"message": text}}, status)), options={"max_tokens": 7}, attempts=3)
+        assert error.status == status and len(requests) == 1
+    always = script(http({"error": {"message": "use max_completion_tokens"}}, 400))
+    assert len(ask(always, options={"max_tokens": 7})[1]) == 2
+    assert len(ask(always, options={"max_completion_tokens": 7})[1]) == 1
+
+
+def test_azure():
+    with Server(script(http({"error": {"message": f"no: {KEY}"}}, 400), http())) as server:
+        endpoint = Endpoint("m", f"{server.url}/deployments/d/?api-version=2024-10-21", KEY, limits=QUICK)
+        with pytest.raises(RemoteError, match=r"no: \*\*\*"):
+            endpoint.ask(HELLO, {})
+        assert endpoint.ask(HELLO, {})["content"]
+    for request in server.requests:
+        assert request.line == "POST /v1/deployments/d/chat/completions?api-version=2024-10-21 HTTP/1.1"
+        assert request.headers["api-key"] == KEY and "authorization" not in request.headers
+
+
+@pytest.mark.parametrize("query", ["?", "?key=pass-word", "?api-version=1&key=pass-word", "?api-version=1#a", "#"])
+def test_queries_that_a_base_url_must_not_have(query):
+    with pytest.raises(ValueError, match="base_url: ") as caught:
+        Endpoint("m", f"http://a/v1{query}", KEY)
+    assert "pass-word" not in str(caught.value)
 
 
 # ---- TLS ----
@@ -349,6 +408,77 @@ def test_self_signed_certificate(certificate):
     assert "its certificate is not trusted" in str(error) and error.attempts == 1 and not requests
     answer, (request,) = ask(script(http()), tls=tls_of(certificate), ca_file=certificate / "cert.pem")
     assert answer["content"] and request.headers["authorization"]
+
+
+def http2(listener, context, seen):
+    """Enough of RFC 9113 to answer one call after the other: no header is read, none compressed."""
+
+    def frame(kind, flags, stream, data=b""):
+        return len(data).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + data
+
+    with context.wrap_socket(listener.accept()[0], server_side=True) as connection, connection.makefile("rb") as stream:
+        seen.append(connection.selected_alpn_protocol())
+        assert stream.read(24).startswith(b"PRI * HTTP/2.0")
+        connection.sendall(frame(4, 0, 0))
+        body = b""
+        while head := stream.read(9):
+            data, kind, flags = stream.read(int.from_bytes(head[:3], "big")), head[3], head[4]
+            number = int.from_bytes(head[5:], "big")
+            if kind == 4 and not flags & 1:
+                connection.sendall(frame(4, 1, 0))
+            if kind == 0:
+                body += data
+                if data:
+                    room = len(data).to_bytes(4, "big")
+                    connection.sendall(frame(8, 0, 0, room) + frame(8, 0, number, room))
+            if kind in (0, 1) and flags & 1:
+                seen.append(body)
+                answer, body = json.dumps(completion()).encode(), b""
+                type = b"application/json"
+                connection.sendall(frame(1, 4, number, b"\x88\x0f\x10" + bytes([len(type)]) + type))
+                connection.sendall(frame(0, 1, number, answer))
+
+
+def test_http2_when_the_service_has_it(certificate):
+    context, seen = tls_of(certificate), []
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=http2, args=(listener, context, seen), daemon=True).start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint = Endpoint("mock", url, KEY, limits=QUICK, ca_file=certificate / "cert.pem")
+        picture = os.urandom(300_000)  # more than a window of flow control
+        for message in ("one", ("image/png", picture)):
+            assert endpoint.ask((("user", (message,)),), {})["content"] == "A fine reply."
+    assert seen[0] == "h2" and len(seen) == 3 and json.loads(seen[1])["messages"][0]["content"] == "one"
+    assert len(seen[2]) > 400_000
+
+
+def test_proxy_of_https_sees_neither_key_nor_body(certificate, monkeypatch):
+    with Server(script(http()), tls=tls_of(certificate)) as server:
+
+        def tunnel(request, connection):
+            with socket.create_connection(("127.0.0.1", server.port)) as other:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+                def pump(a, b):
+                    with contextlib.suppress(OSError):
+                        while data := a.recv(65536):
+                            b.sendall(data)
+
+                back = threading.Thread(target=pump, args=(other, connection), daemon=True)
+                back.start()
+                pump(connection, other)
+
+        with Server(tunnel) as proxy:
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+            endpoint = Endpoint("m", server.url, KEY, limits=QUICK, ca_file=certificate / "cert.pem")
+            assert endpoint.ask(HELLO, {})["content"] and server.requests[0].headers["authorization"]
+            (seen,) = proxy.requests
+            assert seen.line.startswith("CONNECT 127.0.0.1:")
+            assert KEY not in str(seen) and "authorization" not in str(seen)
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            endpoint = Endpoint("m", server.url, KEY, limits=QUICK, ca_file=certificate / "cert.pem")
+            assert endpoint.ask(HELLO, {})["content"] and len(proxy.requests) == 1
 
 
 # ---- cancelling ----

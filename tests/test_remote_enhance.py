@@ -277,6 +277,29 @@ def test_full_disk_loses_no_answer(tmp_path):
         assert len(e.cache) == 0
 
 
+def test_limit_on_files_loses_no_answer(tmp_path):
+    """Writing fails below SQLite, as it does on a full disk; the file must be whole afterwards."""
+    program = (
+        "import resource, signal, sys, warnings\nfrom ipvg.cache import Cache, CacheWarning\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ncache = Cache(sys.argv[1])\n"
+        "answer = {'content': 'x' * 1000000, 'finish_reason': 'stop', 'model': 'm', 'prompt_tokens': 1,\n"
+        "          'completion_tokens': 1}\n"
+        "cache.put({'n': 0}, {**answer, 'content': 'small'})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    assert cache.put({'n': 1}, answer) == answer\n"
+        "assert [w.category for w in seen] == [CacheWarning], seen\n"
+        "assert cache.get({'n': 0})['content'] == 'small' and cache.get({'n': 1}) is None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "c"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    cache = Cache(tmp_path / "c")
+    assert len(cache) == 1
+    with cache._open() as db:
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
 def _put(folder, name, barrier, queue):
     warnings.simplefilter("error", CacheWarning)
     for c in range(20):  # most of what can go wrong is in the making of a file
@@ -341,6 +364,39 @@ def test_failure_in_a_batch():
         assert isinstance(found[1], RemoteError) and found[1].status == 400 and found[2].text
         with pytest.raises(RemoteError):
             e.appearance_many(["bad"] * 3)
+
+
+def test_interrupt_at_any_time(tmp_path):
+    """Ctrl-C after 0 to 25 ms of a call with a connection, a wait, a body in two pieces and a write to the cache:
+    the call ends with KeyboardInterrupt or is done, and the next one works."""
+    program = (
+        "import signal, sys\nfrom ipvg import PromptEnhancer\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "e = PromptEnhancer('m', sys.argv[1], '', cache=sys.argv[2])\n"
+        "e.appearance('first')\nstopped = done = 0\n"
+        "for i in range(150):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.025 * (i * 0.618 % 1))\n"
+        "        e.appearance(str(i))\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "        done += 1\n"
+        "    except KeyboardInterrupt: stopped += 1\n"
+        "    finally: signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "assert e.appearance('last').text and len(e.cache) >= done + 2\nprint(stopped, done)\n"
+    )
+
+    def slow(request, connection):
+        data = reply("A woman.")
+        time.sleep(0.005)
+        connection.sendall(data[:-50])
+        time.sleep(0.005)
+        return data[-50:] if len(server.requests) % 3 else connection.sendall(data[-50:])  # None: closes the connection
+
+    with Server(slow) as server:
+        command = [sys.executable, "-c", program, server.url, tmp_path / "c"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert min(map(int, done.stdout.split())) > 10, done.stdout
 
 
 def test_ctrl_c_ends_a_batch(tmp_path):

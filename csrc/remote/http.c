@@ -21,6 +21,7 @@ typedef struct exchange {
     ipvg_http_answer *answer;
     size_t capacity, max_bytes;
     curl_off_t header_bytes;
+    double wait_ms; /* what "retry-after-ms" says, -1: nothing */
     bool too_large, no_memory, silent;
 } exchange;
 
@@ -94,10 +95,18 @@ static size_t on_body(char *data, size_t one, size_t size, void *user)
 
 static size_t on_header(char *line, size_t one, size_t size, void *user)
 {
-    static const char name[] = "x-request-id:";
+    static const char name[] = "x-request-id:", wait[] = "retry-after-ms:";
     exchange *e = user;
     size *= one;
     e->header_bytes += (curl_off_t)size;
+    if (size > sizeof wait && strncasecmp(line, wait, sizeof wait - 1) == 0) { /* finer than Retry-After, beside it */
+        e->wait_ms = 0;
+        for (size_t i = sizeof wait - 1; i < size && e->wait_ms < 1e9; i++)
+            if (line[i] >= '0' && line[i] <= '9')
+                e->wait_ms = 10 * e->wait_ms + (line[i] - '0');
+            else if (line[i] != ' ')
+                break;
+    }
     if (size < sizeof name || strncasecmp(line, name, sizeof name - 1) != 0) return size;
     size_t n = 0;
     for (size_t i = sizeof name - 1; i < size && n + 1 < sizeof e->answer->request_id; i++)
@@ -299,7 +308,7 @@ static ipvg_status judge(ipvg_context *ctx, ipvg_http *http, const ipvg_http_req
 ipvg_status ipvg_http_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer *answer, const ipvg_http_request *r)
 {
     ipvg_status status;
-    exchange e = {.answer = answer, .max_bytes = r->max_bytes, .capacity = 1};
+    exchange e = {.answer = answer, .max_bytes = r->max_bytes, .capacity = 1, .wait_ms = -1};
     struct curl_slist *headers = NULL;
     curl_mime *form = NULL;
     CURLcode result;
@@ -324,7 +333,7 @@ ipvg_status ipvg_http_send(ipvg_context *ctx, ipvg_http *http, ipvg_http_answer 
     curl_easy_getinfo(http->easy, CURLINFO_CONTENT_TYPE, &type);
     curl_easy_getinfo(http->easy, CURLINFO_RETRY_AFTER, &wait); /* seconds from either form of the header */
     snprintf(answer->type, sizeof answer->type, "%s", type ? type : "");
-    answer->retry_after = wait > 0 ? (double)wait : 0;
+    answer->retry_after = e.wait_ms >= 0 ? e.wait_ms / 1000 : wait > 0 ? (double)wait : 0;
 done:
     if (answer->body) ipvg_key_blank(answer->body, answer->size, r->key);
     ipvg_key_blank(answer->request_id, strlen(answer->request_id), r->key);

@@ -10,9 +10,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../../csrc/remote/base64.h"
 #include "../../csrc/remote/chat.h"
+#include "../../csrc/remote/images.h"
 #include "../../csrc/remote/reply.h"
 #include "../../csrc/remote/retry.h"
+#include "../../csrc/remote/url.h"
 
 /* ---- the n-th allocation of this thread fails ---- */
 
@@ -178,6 +181,99 @@ static void every_allocation_of_chat_fails_once(void)
     CHECK(reads > 40 && writes > 40);
 }
 
+/* ---- images ---- */
+
+static void base64_of_every_length(void)
+{
+    unsigned char bytes[40], back[48];
+    char text[64];
+    size_t n;
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (unsigned char)(i * 151 + 7);
+    for (size_t size = 0; size <= sizeof bytes; size++) {
+        ipvg_base64_write(text, bytes, size);
+        CHECK(strlen(text) == IPVG_BASE64_LENGTH(size));
+        CHECK(ipvg_base64_read(back, &n, text, strlen(text)) && n == size && !memcmp(back, bytes, size));
+        size_t unpadded = strcspn(text, "=");
+        CHECK(ipvg_base64_read(text, &n, text, unpadded) && n == size && !memcmp(text, bytes, size)); /* in place */
+    }
+    const char *wrong[] = {"A", "AAAAA", "AA=A", "AB==", "AAB=", "AA=", "A===", "AAAA=", "====", "AA-_", "A A="};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(!ipvg_base64_read(back, &n, wrong[i], strlen(wrong[i])));
+    CHECK(ipvg_base64_read(back, &n, "TW\r\nFu\n", 7) && n == 3 && !memcmp(back, "Man", 3));
+}
+
+/* The head of a PNG, 33 bytes, as base64: 3 x 2 pixels. */
+#define PNG "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAIAAAASFvFNAAAA"
+static const char good_images[] = "{\"data\":[{\"b64_json\":\"" PNG
+                                  "\",\"revised_prompt\":\"r\"},{\"url\":"
+                                  "\"https://a/b\"}],\"usage\":{\"input_tokens\":3,\"output_tokens\":4}}";
+
+static ipvg_status read_images(ipvg_context *ctx, ipvg_images_answer *answer, const char *text, size_t size)
+{
+    char *copy = __interceptor_malloc(size + 1);
+    memcpy(copy, text, size);
+    copy[size] = 0;
+    ctx->error[0] = 0;
+    ipvg_status status = ipvg_images_read(ctx, answer, copy, size);
+    CHECK((status == IPVG_OK) == (ctx->error[0] == 0) && (status == IPVG_OK) == (answer->count > 0));
+    free(copy);
+    return status;
+}
+
+static void every_prefix_and_every_allocation_of_images(void)
+{
+    ipvg_context ctx;
+    ipvg_images_answer a;
+    int tries = 0;
+    ipvg_context_init(&ctx, 1);
+    for (size_t n = 0; n < sizeof good_images - 1; n++)
+        CHECK(read_images(&ctx, &a, good_images, n) == IPVG_E_FORMAT && !a.items);
+    for (failed = 1; failed; tries++) {
+        failed = 0;
+        until_failure = tries + 1;
+        ipvg_status status = read_images(&ctx, &a, good_images, sizeof good_images - 1);
+        until_failure = 0;
+        CHECK(failed ? status != IPVG_OK && !a.items : status == IPVG_OK);
+        if (!failed) {
+            CHECK(a.count == 2 && a.items[0].size == 36 && !a.items[0].url && !strcmp(a.items[0].text, "r"));
+            CHECK(!a.items[1].data && !strcmp(a.items[1].url, "https://a/b") && a.output_tokens == 4);
+        }
+        ipvg_images_answer_free(&a);
+    }
+    CHECK(tries > 20);
+}
+
+static void addresses_that_a_reply_may_name(void)
+{
+    static const struct {
+        const char *url, *service;
+        bool any_http, allowed;
+    } cases[] = {{"https://a/b", "https://s", false, true},
+                 {"http://a/b", "https://s", false, false},
+                 {"http://a/b", "https://s", true, true},
+                 {"http://127.0.0.1:9/b", "http://localhost:1/v1", false, true},
+                 {"http://[::1]/b", "http://127.0.0.2/v1", false, true},
+                 {"http://0x7f.1/b", "http://127.0.0.1/v1", false, true},
+                 {"http://127.0.0.1/b", "https://s", false, false},
+                 {"http://127.0.0.1.a/b", "http://localhost/v1", false, false},
+                 {"http://localhost.a/b", "http://localhost/v1", false, false},
+                 {"https://u@a/b", "https://s", true, false},
+                 {"ftp://a/b", "https://s", true, false}};
+    ipvg_context ctx;
+    ipvg_context_init(&ctx, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK((ipvg_url_check(&ctx, cases[i].url, cases[i].service, cases[i].any_http) == IPVG_OK) == cases[i].allowed);
+    int tries = 0;
+    for (failed = 1; failed; tries++) {
+        failed = 0;
+        until_failure = tries + 1;
+        ipvg_status status = ipvg_url_check(&ctx, "https://a:1/b?c", "https://s", false);
+        until_failure = 0;
+        CHECK(failed ? status != IPVG_OK : status == IPVG_OK);
+    }
+    CHECK(tries > 4);
+}
+
 /* ---- http ---- */
 
 static void *serve(void *listener)
@@ -190,7 +286,7 @@ static void *serve(void *listener)
         size_t have = 0;
         for (ssize_t n; (n = read(connection, request + have, sizeof request - have - 1)) > 0;) {
             request[have += (size_t)n] = 0;
-            if (!strstr(request, "\r\n\r\n{}")) continue;
+            if (!strstr(request, "\r\n\r\n{}") && !strstr(request, "--\r\n")) continue;
             if (write(connection, answer, sizeof answer - 1) < 0) break;
             have = 0;
         }
@@ -198,7 +294,7 @@ static void *serve(void *listener)
     return NULL;
 }
 
-static void every_allocation_of_an_exchange_fails_once(void)
+static void every_allocation_of_an_exchange_fails_once(bool form)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof address;
@@ -218,6 +314,8 @@ static void every_allocation_of_an_exchange_fails_once(void)
                                  .timeout = 20,
                                  .silence_timeout = 10,
                                  .max_bytes = 1000};
+    const ipvg_http_field fields[] = {{"prompt", "Who?", 4, NULL, NULL}, {"image", "\x89PNG", 4, "a.png", "image/png"}};
+    if (form) request.body = NULL, request.fields = fields, request.field_count = 2, request.plain_key = true;
     ipvg_context_init(&ctx, 1);
     setenv("no_proxy", "*", 1);
     ipvg_http *first = NULL;
@@ -265,7 +363,11 @@ int main(void)
     depth_and_count_have_limits();
     a_request();
     every_allocation_of_chat_fails_once();
-    every_allocation_of_an_exchange_fails_once();
+    base64_of_every_length();
+    every_prefix_and_every_allocation_of_images();
+    addresses_that_a_reply_may_name();
+    every_allocation_of_an_exchange_fails_once(false);
+    every_allocation_of_an_exchange_fails_once(true);
     waits_grow_within_their_range();
     return 0;
 }

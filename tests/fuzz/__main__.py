@@ -22,17 +22,20 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "fuzz"
-PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_file", "tensor_names")
+PYTHON = ("safetensors", "safetensors_file", "index", "configs", "pickle", "pth_file", "tensor_names", "cache")
 FFMPEG = ["-lavfilter", "-lavformat", "-lavcodec", "-lavutil", "-lswscale", "-lm"]
+REMOTE = [f"csrc/remote/{name}.c" for name in ("base64", "chat", "images", "json", "picture", "reply")]
 # Target: (what is compiled beside csrc/base, libraries and flags)
 C = {
     "image": (["csrc/io/*.c"], ["-DIPVG_MAX_PIXELS=65536", *FFMPEG]),
     "video": (["csrc/io/*.c"], ["-DIPVG_MAX_PIXELS=65536", *FFMPEG]),
     "weights": (["csrc/model/weights.c"], ["-lm"]),
-    "chat": ([f"csrc/remote/{name}.c" for name in ("base64", "chat", "json", "reply")], ["-lcjson", "-lm"]),
+    "chat": (REMOTE, ["-lcjson", "-lm"]),
+    "images": (REMOTE, ["-lcjson", "-lm"]),
 }
 WORDS = {"image": "media.dict", "video": "media.dict"}
-MAX_LENGTH = {"pth_file": 4096, "weights": 512, "tensor_names": 128, "chat": 4096, "image": 4096, "video": 4096}
+MAX_LENGTH = {"weights": 512, "tensor_names": 128, "cache": 1024}
+MAX_LENGTH |= dict.fromkeys(("pth_file", "chat", "images", "image", "video"), 4096)
 
 
 def command(target: str) -> list[str]:

@@ -10,7 +10,7 @@ import atheris
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
-with atheris.instrument_imports(include=["ipvg.checkpoint"]):
+with atheris.instrument_imports(include=["ipvg.checkpoint", "ipvg.cache"]):
     import targets
 
 if __name__ == "__main__":
