@@ -2,7 +2,7 @@
 # make test    everything that CI runs: lint, sanitizers, parity, tests, README's examples
 # Both do all set-up on a bare Debian 12 or Ubuntu 24.04: packages, .venv, pip, build. A second call does nothing twice.
 #
-# Also: build, lint, format, sanitize, parity (IPVG_GOLDEN=folder), bench, fuzz (MINUTES=10), test-peers (needs several GB), clean.
+# Also: build, lint, format, sanitize, kernels, parity (IPVG_GOLDEN=folder), bench, fuzz (MINUTES=10), test-peers (needs several GB), clean.
 # PYTHON=python3.12 VENV=.venv312 make ...   another Python.   CC=clang make ...   another compiler.
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ demo: build
 test: test-packages build
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory sanitize
+	@$(MAKE) --no-print-directory kernels
 	@$(MAKE) --no-print-directory parity
 	$(PY) -m pytest
 
@@ -61,7 +62,7 @@ lint: $(VENV)/.ready
 	@$(PY) tests/lint.py
 
 format: $(VENV)/.ready
-	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch])
+	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch] kernels/* tests/cuda/*.* tests/cuda/fake/*)
 	$(PY) -m ruff check -q --fix .
 
 parity: build
@@ -116,6 +117,45 @@ $(SAN)/test_allocation $(SAN)/test_allocation_io: tests/c/failing.h
 $(SAN)/test_allocation: SAN_LINK = $(FAILING:%=-Wl,--wrap=%)
 $(SAN)/test_allocation_io: SAN_LINK = $(patsubst %,-Wl$(comma)--wrap=%,$(FAILING) $(FAILING_FFMPEG))
 .SECONDARY: $(SAN_OBJECTS)
+
+# The CUDA kernels: run on an emulated device (tests/cuda/emulator.h) under the same sanitizers, against the CPU backend; and
+# compiled by nvcc, if it is here. ARCHS="80 90 100 120" make kernels for all that a release has, with PTX of the last.
+ARCHS ?= 90
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+KERNEL_FILES := $(wildcard kernels/*) $(wildcard tests/cuda/*.h tests/cuda/fake/*.h)
+EMU_CXX := $(if $(findstring clang,$(CC)),clang++,g++)
+EMU_FLAGS = $(filter-out -std=c11,$(SAN_FLAGS)) -ffp-contract=off -Itests/cuda/fake
+EMU_OBJECTS := $(patsubst %.cu,$(SAN)/%.cu.o,$(wildcard kernels/*.cu)) $(patsubst %,$(SAN)/tests/cuda/%.o,block memory stream)
+EMU_TESTS := $(patsubst tests/cuda/test_%,$(SAN)/cuda_%,$(basename $(wildcard tests/cuda/test_*.c tests/cuda/test_*.cc)))
+NVCC_OBJECTS := $(patsubst kernels/%.cu,build/nvcc/%.o,$(wildcard kernels/*.cu))
+NVCC_FLAGS = -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC -t0 \
+    $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+    -gencode arch=compute_$(lastword $(ARCHS)),code=compute_$(lastword $(ARCHS))
+
+.PHONY: kernels
+kernels: | packages
+	@$(MAKE) --no-print-directory -j$(CPUS) $(EMU_TESTS) $(if $(NVCC),$(NVCC_OBJECTS))
+	@for t in $(EMU_TESTS); do \
+	    LSAN_OPTIONS=suppressions=tests/c/lsan.txt:print_suppressions=0 OMP_NUM_THREADS=2 \
+	    $$t > $$t.log 2>&1 || { tail -40 $$t.log; echo "kernels: $$t failed"; exit 1; }; \
+	done; echo "kernels: $(words $(EMU_TESTS)) tests pass on the emulated device"
+	@echo "kernels: $(if $(NVCC),compiled by nvcc for sm $(ARCHS),nvcc is not here: not compiled for a GPU)"
+
+build/nvcc/%.o: kernels/%.cu $(KERNEL_FILES)
+	@mkdir -p $(@D)
+	@$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+$(SAN)/kernels/%.cu.o: kernels/%.cu $(KERNEL_FILES)
+	@mkdir -p $(@D)
+	@$(EMU_CXX) -std=c++17 $(EMU_FLAGS) -Wno-unknown-pragmas -x c++ -c $< -o $@
+$(SAN)/tests/cuda/%.o: tests/cuda/%.cc $(KERNEL_FILES)
+	@mkdir -p $(@D)
+	@$(EMU_CXX) -std=c++17 $(EMU_FLAGS) -c $< -o $@
+$(SAN)/tests/cuda/%.o: tests/cuda/%.c $(KERNEL_FILES)
+	@mkdir -p $(@D)
+	@$(CC) $(SAN_FLAGS) -Itests/cuda/fake -c $< -o $@
+$(SAN)/cuda_%: $(SAN)/tests/cuda/test_%.o $(EMU_OBJECTS) $(SAN_OBJECTS)
+	@$(EMU_CXX) $(EMU_FLAGS) $^ $(SAN_LIBS) -o $@
+.SECONDARY: $(EMU_OBJECTS)
 
 clean:
 	rm -rf build out .venv/.built ipvg/*.so

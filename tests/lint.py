@@ -44,6 +44,7 @@ FORBIDDEN = re.compile(
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.S)
 
 C_FILES = sorted([*ROOT.glob("csrc/**/*.[ch]"), *ROOT.glob("tests/c/*.[ch]"), *ROOT.glob("tests/fuzz/*.[ch]")])
+CUDA_FILES = sorted([*ROOT.glob("kernels/*"), *ROOT.glob("tests/cuda/**/*.*")])  # `make kernels` compiles them
 CORE = [path for path in C_FILES if path.is_relative_to(ROOT / "csrc")]
 
 
@@ -82,7 +83,8 @@ def check_includes():
 
 
 def check_text():
-    for path in [*C_FILES, *ROOT.glob("ipvg/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    python = [*ROOT.glob("ipvg/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    for path in [*C_FILES, *CUDA_FILES, *python]:
         text = path.read_text()
         lines, most = text.count("\n"), MAX_TEST_LINES if name(path).startswith("tests/") else MAX_LINES
         if lines > most:
@@ -148,7 +150,8 @@ def check_tools():
     if not formatter.exists():
         yield f"{formatter} is missing: pip install -r .ci/requirements.txt"
     elif C_FILES:
-        done = subprocess.run([formatter, "--dry-run", "-Werror", *C_FILES], capture_output=True, text=True, cwd=ROOT)
+        files = [*C_FILES, *CUDA_FILES]
+        done = subprocess.run([formatter, "--dry-run", "-Werror", *files], capture_output=True, text=True, cwd=ROOT)
         places = re.findall(r"^(\S+?):(\d+):\d+: error: ", done.stderr, re.M)
         first = dict(reversed(places))
         for path, line in sorted(first.items()):

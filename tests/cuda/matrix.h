@@ -29,10 +29,10 @@ static uint64_t seed = 1;
         if ((call) != IPVG_OK) FAIL("oracle: %s: %s", #call, ctx.error); \
     } while (0)
 
-#define GPU(call)                                                                                \
-    do {                                                                                         \
-        const int error_ = (int)(call);                                                          \
-        if (error_) FAIL("%s: %s", #call, cudaGetErrorName((cudaError_t)error_)), exit(1);       \
+#define GPU(call)                                                                          \
+    do {                                                                                   \
+        const int error_ = (int)(call);                                                    \
+        if (error_) FAIL("%s: %s", #call, cudaGetErrorName((cudaError_t)error_)), exit(1); \
     } while (0)
 
 static double uniform(void)
@@ -194,7 +194,8 @@ static void judge(const char *name, matrix *m, const float *want, double bound)
     table[i].name = name, table[i].bound = bound, table[i].times++;
     if (m->a.dtype == IPVG_K_F32) {
         if (!(relative <= table[i].worst)) table[i].worst = relative;
-        if (!(relative <= bound)) FAIL("%s (%ld, %ld): relative L2 %.3g, bound %.3g", name, m->rows, m->d, relative, bound);
+        if (!(relative <= bound))
+            FAIL("%s (%ld, %ld): relative L2 %.3g, bound %.3g", name, m->rows, m->d, relative, bound);
     } else {
         if (!(excess <= table[i].excess)) table[i].excess = excess;
         if (!(excess <= 8 * bound)) /* one number may be off by more than the mean of all */
@@ -231,7 +232,8 @@ static void judge_equal(const char *name, matrix *m, const float *want)
     get(name, m);
     for (int64_t k = 0; k < m->rows * m->d; k++)
         if (memcmp(&m->v[k], &want[k], sizeof(float)) && !(isnan(m->v[k]) && isnan(want[k]))) {
-            FAIL("%s (%ld, %ld): number %ld is %a, expected %a", name, m->rows, m->d, k, (double)m->v[k], (double)want[k]);
+            FAIL("%s (%ld, %ld): number %ld is %a, expected %a", name, m->rows, m->d, k, (double)m->v[k],
+                 (double)want[k]);
             return;
         }
 }

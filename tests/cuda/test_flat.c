@@ -78,7 +78,8 @@ static void test_multiply(int64_t count)
 static void test_halves(void)
 {
     for (ipvg_k_dtype dtype = IPVG_K_BF16; dtype <= IPVG_K_F16; dtype++) {
-        matrix h = make(1, 65536, 65536, dtype, true, false, 0, 0), wide = make(1, 65536, 65536, IPVG_K_F32, true, false, 0, 0);
+        matrix h = make(1, 65536, 65536, dtype, true, false, 0, 0),
+               wide = make(1, 65536, 65536, IPVG_K_F32, true, false, 0, 0);
         float *want = malloc(65536 * sizeof *want);
         for (int i = 0; i < 65536; i++) ((uint16_t *)(h.bits + h.first))[i] = (uint16_t)i;
         upload(&h);
@@ -187,7 +188,8 @@ static void test_patches(int c, int f, int h2, int w2)
 {
     const int64_t count = (int64_t)c * f * h2 * w2 * 4, tokens = (int64_t)f * h2 * w2;
     matrix latent = make(1, count, count, any_dtype(), false, true, 1, 0), t = result(tokens, 4 * c, false, IPVG_K_F32);
-    matrix back = make(1, count, count, IPVG_K_F32, false, false, 0, 0), in = random_matrix(tokens, 4 * c, false, any_dtype(), 1, 0);
+    matrix back = make(1, count, count, IPVG_K_F32, false, false, 0, 0),
+           in = random_matrix(tokens, 4 * c, false, any_dtype(), 1, 0);
     ipvg_tensor whole = ipvg_tensor_of(latent.v, IPVG_F32, c, f, 2 * h2, 2 * w2), want = like(&t);
     CPU(ipvg_patchify(&ex, &want, &whole));
     GPU(ipvg_k_patchify(t.a, latent.a, c, f, 2 * h2, 2 * w2, NULL));
@@ -203,7 +205,8 @@ static void test_planes(int64_t pixels, int64_t c)
 {
     const bool scaled = pick(0, 1);
     const ipvg_k_array none = {0};
-    matrix planes = random_matrix(c, pixels, false, any_dtype(), 1, 0), y = make(pixels, c + 2, c + 2, IPVG_K_F32, false, false, 0, 0);
+    matrix planes = random_matrix(c, pixels, false, any_dtype(), 1, 0),
+           y = make(pixels, c + 2, c + 2, IPVG_K_F32, false, false, 0, 0);
     matrix p = make(1, c, c, IPVG_K_F32, false, true, 1, 3), q = make(1, c, c, IPVG_K_F32, false, true, 1, 0);
     matrix back = result(c, pixels, false, IPVG_K_F32), in = random_matrix(pixels, c, false, any_dtype(), 1, 0);
     float *want = calloc((size_t)(pixels * (c + 2)), sizeof *want);
@@ -233,7 +236,8 @@ static void test_frames(int64_t frames, int64_t h, int64_t w, int64_t c)
     const int64_t high = h * space, across = w * space, tall = edge[0] + h + edge[1], broad = edge[2] + w + edge[3];
     const ipvg_k_dtype dtype = any_dtype();
     matrix x = random_matrix(frames * h * w, c * time, wide, dtype, 1, 0);
-    matrix y = result(frames * time * high * across, c, wide, dtype), padded = result(frames * tall * broad, c * time, wide, dtype);
+    matrix y = result(frames * time * high * across, c, wide, dtype),
+           padded = result(frames * tall * broad, c * time, wide, dtype);
     float *want = malloc((size_t)(y.rows * y.d + padded.rows * padded.d) * sizeof *want);
     for (int64_t i = 0; i < y.rows; i++) {
         const int64_t px = i % across, py = i / across % high, f = i / (across * high);
@@ -263,7 +267,8 @@ static void test_conv_weights(int64_t cout, int64_t cin, int64_t kt, int64_t pla
         for (int64_t i = 0; i < cin; i++)
             for (int64_t t = 0; t < kt; t++)
                 for (int64_t k = 0; k < plane; k++)
-                    want[((o * kt + t) * plane + k) * in + i] = x.v[((o * cin + i) * kt + (t + rotate) % kt) * plane + k];
+                    want[((o * kt + t) * plane + k) * in + i] =
+                        x.v[((o * cin + i) * kt + (t + rotate) % kt) * plane + k];
     GPU(ipvg_k_conv_weights(y.a, x.a, cout, cin, kt, plane, rotate, out, in, NULL));
     judge_equal("conv_weights", &y, want);
     free(want), release(&x), release(&y);

@@ -131,7 +131,8 @@ static void test_quantise(int64_t rows, int64_t d)
 static void test_nag(int64_t rows, int64_t d)
 {
     const bool wide = pick(0, 1), in_place = pick(0, 1);
-    const float scale = (float)(3 + 2 * uniform()), tau = (float)(2 + uniform()), alpha = (float)(0.5 + 0.4 * uniform());
+    const float scale = (float)(3 + 2 * uniform()), tau = (float)(2 + uniform()),
+                alpha = (float)(0.5 + 0.4 * uniform());
     matrix p = random_matrix(rows, d, wide, any_dtype(), 1, 0), n = random_matrix(rows, d, wide, any_dtype(), 1, 0);
     matrix y = result(rows, d, wide, any_dtype());
     ipvg_tensor want = like(&p);
@@ -148,7 +149,8 @@ static void test_softmax(int heads, int64_t lq, int64_t lk)
     const bool wide = pick(0, 1), biased = pick(0, 1);
     const int64_t first = pick(0, 9), all = first + lq + pick(0, 5), rows = heads * lq;
     const double scale = biased ? 1 : 0.125;
-    matrix s = random_matrix(rows, lk, wide, any_dtype(), pick(0, 1) ? 1 : 30, 0), p = result(rows, lk, wide, any_dtype());
+    matrix s = random_matrix(rows, lk, wide, any_dtype(), pick(0, 1) ? 1 : 30, 0),
+           p = result(rows, lk, wide, any_dtype());
     matrix bias = make(heads, all + lk - 1, all + lk + pick(0, 3), IPVG_K_F32, false, true, 3, 0);
     ipvg_tensor want = like(&s);
     for (int64_t r = 0; r < rows; r++) {
@@ -157,8 +159,7 @@ static void test_softmax(int heads, int64_t lq, int64_t lk)
         for (int64_t c = 0; c < lk; c++) most = fmax(most, s.v[r * lk + c] * scale + (biased ? b[c] : 0));
         for (int64_t c = 0; c < lk; c++) sum += exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most);
         for (int64_t c = 0; c < lk; c++)
-            ((float *)want.data)[r * lk + c] =
-                (float)(exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most) / sum);
+            ((float *)want.data)[r * lk + c] = (float)(exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most) / sum);
     }
     GPU(ipvg_k_softmax(p.a, s.a, biased ? bias.a : (ipvg_k_array){0}, (float)scale, heads, lq, lk, first, all, NULL));
     /* Scores of 30 in float32 are off by 2e-6, which is what their exponential is then off by. */
