@@ -12,12 +12,12 @@ import sys
 import traceback
 from pathlib import Path
 
-from . import demo, enhance, generate, guidance, info, parity, rerun, seams
+from . import completion, demo, enhance, generate, guidance, info, parity, rerun, seams
 from .parts import FAILED, INTERRUPTED, OK, USAGE, UsageError
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "UsageError", "main", "parser"]
 
-COMMANDS = (enhance, generate, rerun, guidance, seams, info, demo, parity)
+COMMANDS = (enhance, generate, rerun, guidance, seams, info, demo, parity, completion)
 
 
 def main(argv: list[str] | None = None) -> int:
