@@ -2,7 +2,7 @@
 # make test    everything that CI runs: lint, sanitizers, parity, tests, README's examples
 # Both do all set-up on a bare Debian 12 or Ubuntu 24.04: packages, .venv, pip, build. A second call does nothing twice.
 #
-# Also: build, lint, format, sanitize, kernels, parity (IPVG_GOLDEN=folder), bench, fuzz (MINUTES=10), test-peers (needs several GB), clean.
+# Also: build, lint, format, sanitize, kernels, parity (IPVG_GOLDEN=folder), bench, fuzz (MINUTES=10), test-peers (needs several GB), test-gateways (0.75 GB), clean.
 # PYTHON=python3.12 VENV=.venv312 make ...   another Python.   CC=clang make ...   another compiler.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-de
 TEST_PACKAGES := ffmpeg clang libomp-dev
 FUZZ_PACKAGES := libclang-rt-dev
 
-.PHONY: demo test build lint format sanitize parity bench fuzz test-peers packages test-packages clean
+.PHONY: demo test build lint format sanitize parity bench fuzz test-peers test-gateways packages test-packages clean
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -80,6 +80,11 @@ test-peers: build
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q --disable-pip-version-check -r .ci/requirements.txt -r .ci/requirements-peers.txt
 	PYTHONPATH=. .venv-peers/bin/python -m pytest tests/peers
+
+test-gateways: build
+	@test -x .venv-gateways/bin/python || $(PYTHON) -m venv .venv-gateways
+	.venv-gateways/bin/python -m pip install -q --disable-pip-version-check -r .ci/requirements.txt -r .ci/requirements-gateways.txt
+	PYTHONPATH=. .venv-gateways/bin/python -m pytest tests/gateways
 
 # C tests under AddressSanitizer and UndefinedBehaviorSanitizer: all of the core that does not need Python.
 SAN := build/sanitize
