@@ -64,6 +64,7 @@ lint: $(VENV)/.ready
 format: $(VENV)/.ready
 	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch] kernels/* tests/cuda/*.* tests/cuda/fake/*)
 	$(PY) -m ruff check -q --fix .
+	$(PY) tests/errors.py
 
 parity: build
 	@$(PY) -m ipvg.parity

@@ -125,7 +125,7 @@ def media(folder: Path) -> Iterator[Case]:
         writer.finish()
 
     def read():
-        reader, n = _media.Reader(clip, None), 0
+        reader, n = _media.Reader(clip, None, True), 0
         while reader.next(data):
             n += 1
         return n
