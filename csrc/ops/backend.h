@@ -39,12 +39,19 @@ struct ipvg_conv; /* ops.h */
 struct ipvg_conv_out;
 
 struct ipvg_backend {
-    const char *name;   /* "cpu" */
-    ipvg_dtype compute; /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16 */
-    bool native;        /* the machine has units for it; otherwise the same numbers at float32's speed */
+    const char *name;      /* "cpu", "cuda" */
+    ipvg_dtype compute;    /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16 */
+    ipvg_dtype activation; /* what transformers keep their activations in: IPVG_F32, on a GPU also IPVG_BF16 */
+    ipvg_dtype video;      /* what the VAE keeps its frames in: IPVG_F32, on a GPU also IPVG_F16 */
+    int64_t ffn_rows;      /* tokens that pass a feed-forward net together: bounds its inner buffer */
+    bool native;           /* the machine has units for it; otherwise the same numbers at float32's speed */
+    bool host;             /* its memory is the host's: arrays and mapped weights are used in place */
     ipvg_memory memory;
     void *state; /* the backend's own: streams, library handles */
     void (*free)(ipvg_backend *be);
+    void (*begin)(const ipvg_backend *be); /* in the thread that is about to call; or NULL */
+    ipvg_status (*pace)(ipvg_exec *ex);    /* once a block: what ipvg_pace says; or NULL */
+    /* Both of a contiguous tensor's bytes, complete when they return; the host's side may be any memory. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
 
@@ -60,6 +67,9 @@ struct ipvg_backend {
     ipvg_status (*rms_norm_rope)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                                  const ipvg_tensor *rope, int heads, float eps);
     ipvg_status (*gate_residual)(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+    ipvg_status (*gate_residual_norm)(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *x, const ipvg_tensor *y,
+                                      const ipvg_tensor *gate, const ipvg_tensor *mul, const ipvg_tensor *add,
+                                      bool modulate, float eps); /* or NULL: as two operations */
     ipvg_status (*gated_gelu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
     ipvg_status (*silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
     ipvg_status (*combine)(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
@@ -82,7 +92,7 @@ struct ipvg_backend {
     ipvg_status (*norm_silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
 };
 
-/* threads: OpenMP threads. The table is shared and constant; a backend object holds no data of a model. */
+/* A backend object holds no data of a model. */
 ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype compute);
 void ipvg_backend_free(ipvg_backend **be);
 

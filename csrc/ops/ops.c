@@ -119,6 +119,27 @@ ipvg_status ipvg_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor 
     return ex->be->gate_residual(ex, x, y, gate);
 }
 
+ipvg_status ipvg_gate_residual_norm(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *x, const ipvg_tensor *y,
+                                    const ipvg_tensor *gate, const ipvg_tensor *mul, const ipvg_tensor *add,
+                                    bool modulate, float eps)
+{
+    ipvg_status status;
+
+    if (ex->be->gate_residual_norm) {
+        NEED(x->ndim == 2, "gate_residual_norm", "x", x, "(L, D)");
+        NEED(same_shape(y, x), "gate_residual_norm", "y", y, "the shape of x");
+        NEED(same_shape(h, x), "gate_residual_norm", "h", h, "the shape of x");
+        NEED(!gate || IS(gate, x->shape[1]), "gate_residual_norm", "gate", gate, "(D of x,)");
+        NEED(IS(mul, x->shape[1]), "gate_residual_norm", "mul", mul, "(D of x,)");
+        NEED(IS(add, x->shape[1]), "gate_residual_norm", "add", add, "(D of x,)");
+        return ex->be->gate_residual_norm(ex, h, x, y, gate, mul, add, modulate, eps);
+    }
+    IPVG_TRY(ipvg_gate_residual(ex, x, y, gate));
+    IPVG_TRY(modulate ? ipvg_norm_modulate(ex, h, x, add, mul, eps) : ipvg_layer_norm(ex, h, x, mul, add, eps));
+done:
+    return status;
+}
+
 ipvg_status ipvg_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up)
 {
     NEED(gate->ndim == 2, "gated_gelu", "gate", gate, "(L, D)");
@@ -287,6 +308,15 @@ ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, 
     vsnprintf(name, sizeof name, fmt, ap);
     va_end(ap);
     return ex->trace->see(ex->trace->user, ex, name, tensor);
+}
+
+ipvg_status ipvg_pace(ipvg_exec *ex)
+{
+    ipvg_status status = IPVG_OK;
+    if (ex->be->pace && !ipvg_planning(ex)) IPVG_TRY(ex->be->pace(ex));
+    status = ipvg_check_cancel(ex->ctx);
+done:
+    return status;
 }
 
 void ipvg_backend_free(ipvg_backend **be)

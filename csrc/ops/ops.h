@@ -1,7 +1,9 @@
 /* The operations that models are made of. Each checks shapes and dtypes once, then calls the backend.
  *
- * Shapes: L rows (tokens), D columns. Activations are float32 on the CPU backend; weights may be float32, bfloat16 or
- * float16 as the file has them and are widened on the way in. x and y may be the same tensor where "in place" is said. */
+ * Shapes: L rows (tokens), D columns. Activations are float32 on the CPU backend and what be->activation and be->video say
+ * on a GPU; statistics and sums are float32 everywhere. Weights may be float32, bfloat16 or float16: on the CPU as the file
+ * has them, widened on the way in; on a GPU as model/place.h has put them. x and y may be the same tensor where "in place"
+ * is said. */
 #ifndef IPVG_OPS_OPS_H
 #define IPVG_OPS_OPS_H
 
@@ -11,7 +13,8 @@
  * to bfloat16 and sums the products in float32. */
 ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
                         ipvg_act act);
-/* The same in float32 on every backend: for the timestep and the head, which the reference keeps out of bfloat16. */
+/* The same in float32 on every backend: for the timestep and the head, which the reference keeps out of bfloat16. (On a GPU
+ * the tensors say it all: both give what x, w and y have as dtypes.) */
 ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                               const ipvg_tensor *b, ipvg_act act);
 
@@ -34,11 +37,17 @@ ipvg_status ipvg_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor 
                                const ipvg_tensor *rope, int heads, float eps);
 /* x (L, D) += y (L, D) * gate (D); gate NULL: 1. */
 ipvg_status ipvg_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+/* x (L, D) += y * gate, then h (L, D) = LN(x) as ipvg_norm_modulate (modulate: mul is scale, add is shift) or as
+ * ipvg_layer_norm (mul is w, add is b): the same bytes as the two operations, with one reading of x less where a backend
+ * has it. h may be y. */
+ipvg_status ipvg_gate_residual_norm(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *x, const ipvg_tensor *y,
+                                    const ipvg_tensor *gate, const ipvg_tensor *mul, const ipvg_tensor *add,
+                                    bool modulate, float eps);
 /* y (L, D) = gelu_tanh(gate (L, D)) * up (L, D). y may be gate or up. */
 ipvg_status ipvg_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
 /* y = x / (1 + exp(-x)), any shape. In place allowed. */
 ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
-/* y = sum_i weight[i] x[i], float32, added from the left, 1 <= n <= 16; y may be one of x. Guidance and solvers are
+/* y = sum_i weight[i] x[i], of one dtype, computed in float32, added from the left, 1 <= n <= 16; y may be one of x. Guidance and solvers are
  * this one operation. A weight of 0 drops its term (0 * inf must not make a NaN). */
 ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
 /* y = x * f, element by element, float32, any shape, contiguous. In place allowed. */
@@ -55,13 +64,17 @@ ipvg_status ipvg_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x
  * y = alpha g + (1 - alpha) p. y may be p. */
 ipvg_status ipvg_nag(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale, float tau,
                      float alpha);
-/* y (L, D) = table[ids (L) int32], widened to float32; an id outside the table is IPVG_E_ARGUMENT. */
+/* y (L, D) = table[ids (L) int32] in y's dtype; an id outside the table is IPVG_E_ARGUMENT. table and ids lie in host memory
+ * on every backend: a few rows of the largest tensor of all are not worth its place on a GPU. */
 ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
 /* tokens (F*(h/2)*(w/2), C*4) from latent (C, F, h, w): token order frame, row, column; columns ordered (C, 2, 2), as the
  * weight of a (1,2,2) patch convolution flattens. */
 ipvg_status ipvg_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
 /* The way back after the head, whose columns are ordered (2, 2, C), channel fastest. */
 ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
+/* Once a block, instead of ipvg_check_cancel: obeys cancel(), and lets a GPU's queue hold about one block, so that this
+ * is soon. */
+ipvg_status ipvg_pace(ipvg_exec *ex);
 /* y = x with y's dtype; same shape. */
 ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 
@@ -76,7 +89,7 @@ typedef struct ipvg_conv {
     void *packed;                 /* the backend's own form of w, in the arena */
 } ipvg_conv;
 
-/* What becomes of the frame v = conv + b [+ residual]. All (H', W', Cout) float32. */
+/* What becomes of the frame v = conv + b [+ residual]. All (H', W', Cout) in be->video. */
 typedef struct ipvg_conv_out {
     ipvg_tensor *y;              /* v; NULL if nobody wants it */
     ipvg_tensor *z;              /* norm_silu(v), as below; or NULL. It must not be an input or the residual */

@@ -79,6 +79,10 @@ ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype c
     *be = (ipvg_backend){
         .name = "cpu",
         .compute = compute,
+        .activation = IPVG_F32, /* the values are rounded inside linear instead */
+        .video = IPVG_F32,
+        .ffn_rows = 2048,
+        .host = true,
         .native = compute == IPVG_F32 || cpu->matmul16,
         .memory = ipvg_host_memory,
         .state = cpu,

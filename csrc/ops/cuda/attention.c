@@ -1,0 +1,137 @@
+/* Attention: cuDNN's fused one for 16-bit without a bias; else scores, softmax, values as three steps over as many queries at
+ * a time as SCORES allows: float32 (cuDNN has no fused one), umT5's position bias, head sizes that cuDNN does not take. */
+#include "blas.h"
+#include "dnn.h"
+
+#define SCORES ((int64_t)256 << 20) /* bytes of the score matrix */
+
+typedef struct job {
+    ipvg_tensor *o;
+    const ipvg_tensor *q, *k, *v, *bias;
+    int64_t heads, d;
+    float scale;
+} job;
+
+/* Tried by asking for its plan: what cuDNN takes depends on the GPU. */
+static ipvg_status fused(ipvg_exec *ex, const job *j, bool *done)
+{
+    size_t mark = ipvg_arena_mark(ex->arena), bytes;
+    const ipvg_sdpa s = {.batch = 1,
+                         .heads = j->heads,
+                         .lq = j->q->shape[0],
+                         .lk = j->k->shape[0],
+                         .d = j->d,
+                         .ldq = j->q->ld,
+                         .ldk = j->k->ld,
+                         .ldv = j->v->ld,
+                         .ldo = j->o->ld,
+                         .dtype = j->q->dtype};
+    void *workspace = NULL;
+    ipvg_status status;
+
+    *done = false;
+    if (j->bias || j->q->dtype == IPVG_F32 || j->d % 8) return IPVG_OK;
+    status = ipvg_dnn_sdpa_workspace(ex, &bytes, &s);
+    if (status == IPVG_E_UNSUPPORTED) return IPVG_OK;
+    if (status != IPVG_OK) return status;
+    *done = true;
+    if (bytes) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &workspace, bytes));
+    if (ipvg_planning(ex)) goto done;
+    IPVG_TRY(ipvg_dnn_sdpa(ex, &s, j->scale, j->o->data, j->q->data, j->k->data, j->v->data, workspace));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+static void *at(const ipvg_tensor *t, int64_t row, int64_t column)
+{
+    return (char *)t->data + (size_t)(row * t->ld + column) * ipvg_dtype_size(t->dtype);
+}
+
+/* `heads` heads from `head` on, `rows` queries from `first` on. */
+static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights, int64_t head, int64_t heads,
+                        int64_t first, int64_t rows)
+{
+    const int64_t lk = j->k->shape[0], d = j->d, column = head * d;
+    const ipvg_k_dtype dtype = (ipvg_k_dtype)j->q->dtype;
+    const ipvg_k_array s = {scores, IPVG_K_F32, lk}, p = {weights, dtype, lk};
+    ipvg_k_array bias = {0};
+    ipvg_status status;
+
+    const ipvg_gemm product = {.rows = rows,
+                               .n = lk,
+                               .k = d,
+                               .ldx = j->q->ld,
+                               .ldw = j->k->ld,
+                               .ldy = lk,
+                               .batch = heads,
+                               .step_x = d,
+                               .step_w = d,
+                               .step_y = rows * lk,
+                               .in = j->q->dtype,
+                               .out = IPVG_F32};
+    IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, scores, at(j->q, first, column), at(j->k, 0, column), NULL));
+    if (j->bias) bias = (ipvg_k_array){at(j->bias, head, 0), IPVG_K_F32, j->bias->ld};
+    IPVG_TRY(ipvg_cuda_check(ex->ctx,
+                             ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0],
+                                            ipvg_cuda_of(ex)->stream),
+                             "softmax"));
+    const ipvg_gemm sum = {.rows = rows,
+                           .n = d,
+                           .k = lk,
+                           .ldx = lk,
+                           .ldw = j->v->ld,
+                           .ldy = j->o->ld,
+                           .batch = heads,
+                           .step_x = rows * lk,
+                           .step_w = d,
+                           .step_y = d,
+                           .in = j->q->dtype,
+                           .out = j->o->dtype,
+                           .upright = 1};
+    IPVG_TRY(ipvg_blas_gemm(ex, &sum, 1.f, at(j->o, first, column), weights, at(j->v, 0, column), NULL));
+done:
+    return status;
+}
+
+static ipvg_status in_steps(ipvg_exec *ex, const job *j)
+{
+    const int64_t lq = j->q->shape[0], lk = j->k->shape[0], row = lk * (int64_t)sizeof(float);
+    size_t mark = ipvg_arena_mark(ex->arena);
+    /* Whole heads if one fits, else part of the queries of one. */
+    int64_t heads = SCORES / (lq * row), rows = lq;
+    void *scores, *weights;
+    ipvg_status status;
+
+    if (heads > j->heads) heads = j->heads;
+    if (heads < 1) heads = 1, rows = SCORES / row > 1 ? SCORES / row : 1;
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &scores, (size_t)(heads * rows * row)));
+    weights = scores;
+    if (j->q->dtype != IPVG_F32)
+        IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &weights,
+                                  (size_t)(heads * rows * lk) * ipvg_dtype_size(j->q->dtype)));
+    if (ipvg_planning(ex)) goto done;
+    for (int64_t head = 0; head < j->heads; head += heads)
+        for (int64_t first = 0; first < lq; first += rows)
+            IPVG_TRY(part(ex, j, scores, weights, head, j->heads - head < heads ? j->heads - head : heads, first,
+                          lq - first < rows ? lq - first : rows));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+{
+    const job j = {.o = o, .q = q, .k = k, .v = v, .bias = bias, .heads = heads, .d = q->shape[1] / heads, .scale = scale};
+    bool did;
+    ipvg_status status;
+
+    if (k->dtype != q->dtype || v->dtype != q->dtype || o->dtype != q->dtype || (bias && bias->dtype != IPVG_F32))
+        return ipvg_fail(ex->ctx, IPVG_E_TYPE, "attention: q, k, v and o must be of one dtype and a bias float32");
+    if (q->shape[0] == 0) return IPVG_OK;
+    IPVG_TRY(fused(ex, &j, &did));
+    if (!did) IPVG_TRY(in_steps(ex, &j));
+done:
+    return status;
+}

@@ -1,0 +1,166 @@
+/* The CUDA backend: its table and its state. */
+#include <cuda_runtime_api.h>
+#include <stdlib.h>
+
+#include "blas.h"
+#include "cuda.h"
+#include "device.h"
+#include "dnn.h"
+
+ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what)
+{
+    if (error == cudaSuccess) return IPVG_OK;
+    cudaGetLastError(); /* one that does not stick must not be found by the next call */
+    return ipvg_fail(ctx, error == cudaErrorMemoryAllocation ? IPVG_E_MEMORY : IPVG_E_BACKEND, "CUDA: %s: %s", what,
+                     cudaGetErrorString((cudaError_t)error));
+}
+
+ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t)
+{
+    *out = (ipvg_k_array){0};
+    if (!t) return IPVG_OK;
+    if (t->dtype != IPVG_F32 && t->dtype != IPVG_BF16 && t->dtype != IPVG_F16)
+        return ipvg_fail(ex->ctx, IPVG_E_TYPE, "%s: a tensor is %s, expected float32, bfloat16 or float16", op,
+                         ipvg_dtype_name(t->dtype));
+    *out = (ipvg_k_array){.data = t->data, .dtype = (ipvg_k_dtype)t->dtype, .ld = t->ld};
+    return IPVG_OK;
+}
+
+/* Waits until the block before the last has begun... which is when everything queued before it is done: the queue then holds
+ * that block's rest and what comes now. Cancelling and Ctrl-C are looked for right after. */
+static ipvg_status pace(ipvg_exec *ex)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    cudaEvent_t last = cuda->block[(cuda->blocks + 1) % 2], now = cuda->block[cuda->blocks % 2];
+    ipvg_status status = IPVG_OK;
+    if (cuda->blocks) IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(last), "work on the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(now, cuda->stream), "an event"));
+    cuda->blocks++;
+done:
+    return status;
+}
+
+static void begin(const ipvg_backend *be) { cudaSetDevice(((const ipvg_cuda *)be->state)->device); }
+
+static void state_free(ipvg_cuda *cuda)
+{
+    if (!cuda) return;
+    cudaSetDevice(cuda->device);
+    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    ipvg_blas_free(&cuda->blas);
+    ipvg_dnn_free(&cuda->dnn);
+    ipvg_cuda_pinned_free(cuda);
+    for (int i = 0; i < 2; i++)
+        if (cuda->block[i]) cudaEventDestroy(cuda->block[i]);
+    if (cuda->workspace) cudaFree(cuda->workspace);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    free(cuda);
+}
+
+static void cuda_free(ipvg_backend *be)
+{
+    state_free(be->state);
+    free(be);
+}
+
+/* Below 8.0 there is no bfloat16, and no code for it in the kernels. */
+static ipvg_status check_device(ipvg_context *ctx, int device)
+{
+    int count = 0, major = 0, minor = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) {
+        cudaGetLastError();
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "no GPU that CUDA can use: %s",
+                         error == cudaSuccess ? "none is there" : cudaGetErrorString(error));
+    }
+    if (device < 0 || device >= count)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "GPU %d is not there: this machine has %d", device, count);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (major < 8)
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "GPU %d has compute capability %d.%d, at least 8.0 is needed", device,
+                         major, minor);
+    return IPVG_OK;
+}
+
+static ipvg_status state_new(ipvg_context *ctx, ipvg_cuda **out, int device)
+{
+    ipvg_cuda *cuda = calloc(1, sizeof *cuda);
+    ipvg_status status;
+    if (!cuda) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
+    cuda->device = device;
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaSetDevice(device), "setting the device"));
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaStreamCreateWithFlags((cudaStream_t *)&cuda->stream, cudaStreamNonBlocking),
+                             "a stream"));
+    for (int i = 0; i < 2; i++)
+        IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->block[i], cudaEventDisableTiming),
+                                 "an event"));
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaMalloc(&cuda->workspace, IPVG_CUDA_WORKSPACE), "the workspace of cuBLASLt"));
+    IPVG_TRY(ipvg_blas_new(ctx, &cuda->blas, cuda));
+    IPVG_TRY(ipvg_dnn_new(ctx, &cuda->dnn, cuda));
+    *out = cuda;
+    cuda = NULL;
+done:
+    state_free(cuda);
+    return status;
+}
+
+ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device, ipvg_dtype compute)
+{
+    ipvg_cuda *cuda = NULL;
+    ipvg_backend *be = NULL;
+    ipvg_status status;
+
+    *out = NULL;
+    if (compute != IPVG_F32 && compute != IPVG_BF16)
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "a GPU computes in float32 or bfloat16, not in %s",
+                         ipvg_dtype_name(compute));
+    IPVG_TRY(check_device(ctx, device));
+    IPVG_TRY(state_new(ctx, &cuda, device));
+    be = malloc(sizeof *be);
+    if (!be) {
+        state_free(cuda);
+        return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
+    }
+    *be = (ipvg_backend){
+        .name = "cuda",
+        .compute = compute,
+        .activation = compute,
+        .video = compute == IPVG_BF16 ? IPVG_F16 : IPVG_F32, /* its values are small: three more bits than bfloat16 */
+        .ffn_rows = INT64_MAX,
+        .native = true,
+        .memory = ipvg_cuda_memory(cuda),
+        .state = cuda,
+        .free = cuda_free,
+        .begin = begin,
+        .pace = pace,
+        .copy_in = ipvg_cuda_copy_in,
+        .copy_out = ipvg_cuda_copy_out,
+        .linear = ipvg_cuda_linear,
+        .attention = ipvg_cuda_attention,
+        .norm_modulate = ipvg_cuda_norm_modulate,
+        .layer_norm = ipvg_cuda_layer_norm,
+        .rms_norm = ipvg_cuda_rms_norm,
+        .rms_norm_rope = ipvg_cuda_rms_norm_rope,
+        .gate_residual = ipvg_cuda_gate_residual,
+        .gate_residual_norm = ipvg_cuda_gate_residual_norm,
+        .gated_gelu = ipvg_cuda_gated_gelu,
+        .silu = ipvg_cuda_silu,
+        .combine = ipvg_cuda_combine,
+        .multiply = ipvg_cuda_multiply,
+        .gram = ipvg_cuda_gram,
+        .blur_tokens = ipvg_cuda_blur_tokens,
+        .nag = ipvg_cuda_nag,
+        .gather_rows = ipvg_cuda_gather_rows,
+        .patchify = ipvg_cuda_patchify,
+        .unpatchify = ipvg_cuda_unpatchify,
+        .cast = ipvg_cuda_cast,
+        .conv_prepare = ipvg_cuda_conv_prepare,
+        .conv_release = ipvg_cuda_conv_release,
+        .conv = ipvg_cuda_conv,
+        .norm_silu = ipvg_cuda_norm_silu,
+    };
+    *out = be;
+done:
+    return status;
+}

@@ -1,0 +1,81 @@
+/* Inside the CUDA backend: what its files share. Only blas.c and dnn*.c know NVIDIA's libraries, and only through blas.h and
+ * dnn.h do the others reach them: so a machine without a GPU can put plain loops in their place (tests/cuda). */
+#ifndef IPVG_OPS_CUDA_CUDA_H
+#define IPVG_OPS_CUDA_CUDA_H
+
+#include "../../../kernels/kernels.h"
+#include "../ops.h"
+
+typedef struct ipvg_blas ipvg_blas;
+typedef struct ipvg_dnn ipvg_dnn;
+
+#define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
+
+/* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
+ * a device object each do not meet. */
+typedef struct ipvg_cuda {
+    int device;      /* CUDA's number */
+    void *stream;    /* cudaStream_t */
+    void *workspace; /* IPVG_CUDA_WORKSPACE bytes */
+    ipvg_blas *blas;
+    ipvg_dnn *dnn;
+    void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */
+    int64_t blocks;
+    struct {
+        void *data, *free; /* pinned host memory; cudaEvent_t: its last copy is done */
+        bool used;
+    } pinned[2];
+    int turn; /* which of the two is next */
+} ipvg_cuda;
+
+static inline ipvg_cuda *ipvg_cuda_of(const ipvg_exec *ex) { return ex->be->state; }
+
+/* The status of a CUDA runtime call or a kernel launcher; fails with `what` and CUDA's words. */
+ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what);
+
+/* memory.c */
+ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
+ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
+ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+void ipvg_cuda_pinned_free(ipvg_cuda *cuda);
+
+/* A tensor as the kernels take it; t NULL: none. IPVG_E_TYPE unless it is float32, bfloat16 or float16. */
+ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
+
+/* linear.c, attention.c, conv.c, rows.c: the table's entries, see ../ops.h */
+ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                             const ipvg_tensor *b, ipvg_act act, bool exact);
+ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
+                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+ipvg_status ipvg_cuda_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
+                                    const ipvg_tensor *scale, float eps);
+ipvg_status ipvg_cuda_layer_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                 const ipvg_tensor *b, float eps);
+ipvg_status ipvg_cuda_rms_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, float eps);
+ipvg_status ipvg_cuda_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                    const ipvg_tensor *rope, int heads, float eps);
+ipvg_status ipvg_cuda_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
+ipvg_status ipvg_cuda_gate_residual_norm(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *x, const ipvg_tensor *y,
+                                         const ipvg_tensor *gate, const ipvg_tensor *mul, const ipvg_tensor *add,
+                                         bool modulate, float eps);
+ipvg_status ipvg_cuda_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
+ipvg_status ipvg_cuda_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+ipvg_status ipvg_cuda_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+ipvg_status ipvg_cuda_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
+ipvg_status ipvg_cuda_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
+ipvg_status ipvg_cuda_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,
+                                  float sigma);
+ipvg_status ipvg_cuda_nag(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *p, const ipvg_tensor *n, float scale,
+                          float tau, float alpha);
+ipvg_status ipvg_cuda_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids);
+ipvg_status ipvg_cuda_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
+ipvg_status ipvg_cuda_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
+ipvg_status ipvg_cuda_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
+ipvg_status ipvg_cuda_conv_prepare(ipvg_exec *ex, ipvg_conv *conv);
+void ipvg_cuda_conv_release(const ipvg_backend *be, ipvg_conv *conv);
+ipvg_status ipvg_cuda_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n,
+                           const ipvg_conv *conv);
+ipvg_status ipvg_cuda_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma,
+                                bool silu);
+
+#endif

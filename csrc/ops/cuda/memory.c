@@ -1,0 +1,105 @@
+/* Device memory, and copies through two pinned buffers: the caller's memory may be of any kind and is free at once, and a
+ * copy to the device never waits for the stream, only for the buffer of the one before last. */
+#include <cuda_runtime_api.h>
+#include <omp.h>
+#include <string.h>
+
+#include "cuda.h"
+
+#define PINNED (16u << 20) /* bytes of each */
+#define SHARE (1u << 20)   /* bytes below which one thread copies as fast as several */
+
+static ipvg_status device_alloc(const ipvg_memory *m, ipvg_context *ctx, void **out, size_t bytes)
+{
+    ipvg_cuda *cuda = m->state;
+    size_t available = 0, total = 0;
+    *out = NULL;
+    cudaSetDevice(cuda->device);
+    if (cudaMalloc(out, bytes ? bytes : IPVG_ALIGN) == cudaSuccess) return IPVG_OK;
+    cudaGetLastError(); /* or the next launch reports it */
+    cudaMemGetInfo(&available, &total);
+    return ipvg_fail(ctx, IPVG_E_MEMORY,
+                     "no memory on GPU %d for a buffer of %.1f MiB: %.1f of its %.1f MiB are free; try a smaller size, fewer "
+                     "frames or dtype='bfloat16'",
+                     cuda->device, (double)bytes / 1048576.0, (double)available / 1048576.0, (double)total / 1048576.0);
+}
+
+static void device_free(const ipvg_memory *m, void *p)
+{
+    cudaSetDevice(((ipvg_cuda *)m->state)->device);
+    cudaFree(p); /* waits for what still runs */
+}
+
+ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda) { return (ipvg_memory){device_alloc, device_free, cuda}; }
+
+static ipvg_status pinned_ready(ipvg_context *ctx, ipvg_cuda *cuda, int i)
+{
+    ipvg_status status = IPVG_OK;
+    if (!cuda->pinned[i].data)
+        IPVG_TRY(ipvg_cuda_check(ctx, cudaHostAlloc(&cuda->pinned[i].data, PINNED, cudaHostAllocDefault),
+                                 "pinned memory for copies"));
+    if (!cuda->pinned[i].free)
+        IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->pinned[i].free,
+                                                               cudaEventDisableTiming),
+                                 "an event for copies"));
+    if (cuda->pinned[i].used)
+        IPVG_TRY(ipvg_cuda_check(ctx, cudaEventSynchronize(cuda->pinned[i].free), "a copy to the GPU"));
+done:
+    return status;
+}
+
+void ipvg_cuda_pinned_free(ipvg_cuda *cuda)
+{
+    for (int i = 0; i < 2; i++) {
+        if (cuda->pinned[i].free) cudaEventDestroy(cuda->pinned[i].free);
+        if (cuda->pinned[i].data) cudaFreeHost(cuda->pinned[i].data);
+    }
+}
+
+/* The source is often a mapped file: several threads take its page faults, one would not reach half the bus. */
+static void gather(void *to, const void *from, size_t bytes, int threads)
+{
+    size_t shares = (bytes + SHARE - 1) / SHARE;
+#pragma omp parallel for num_threads(threads) schedule(static) if (shares > 1)
+    for (size_t i = 0; i < shares; i++) {
+        size_t first = i * SHARE, count = bytes - first < SHARE ? bytes - first : SHARE;
+        memcpy((char *)to + first, (const char *)from + first, count);
+    }
+}
+
+ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const size_t bytes = ipvg_tensor_bytes(dst);
+    ipvg_status status = IPVG_OK;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    for (size_t at = 0; at < bytes; at += PINNED) {
+        size_t count = bytes - at < PINNED ? bytes - at : PINNED;
+        int i = cuda->turn;
+        IPVG_TRY(pinned_ready(ex->ctx, cuda, i));
+        gather(cuda->pinned[i].data, (const char *)host_src + at, count, ex->ctx->threads);
+        IPVG_TRY(ipvg_cuda_check(ex->ctx,
+                                 cudaMemcpyAsync((char *)dst->data + at, cuda->pinned[i].data, count,
+                                                 cudaMemcpyHostToDevice, cuda->stream),
+                                 "a copy to the GPU"));
+        IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->pinned[i].free, cuda->stream), "a copy to the GPU"));
+        cuda->pinned[i].used = true;
+        cuda->turn = !i;
+    }
+done:
+    return status;
+}
+
+ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    ipvg_status status = IPVG_OK;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx,
+        cudaMemcpyAsync(host_dst, src->data, ipvg_tensor_bytes(src), cudaMemcpyDeviceToHost, cuda->stream),
+        "a copy from the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaStreamSynchronize(cuda->stream), "work on the GPU"));
+done:
+    return status;
+}
