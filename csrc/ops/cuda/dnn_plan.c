@@ -201,7 +201,7 @@ static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
 
     *out = (ipvg_plan){0};
     for (int m = 0; m < 2 && !out->plan; m++) {
-        int64_t count = 0, offers = 0;
+        int64_t count = 0;
         for (int i = 0; i < CONFIGS; i++) destroy(&config[i]);
         destroy(&heuristics);
         CREATE(heuristics, ENGINEHEUR_DESCRIPTOR);
@@ -209,16 +209,12 @@ static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
         SET(heuristics, ENGINEHEUR_MODE, HEUR_MODE, 1, &modes[m]);
         if (target.device) SET(heuristics, ENGINEHEUR_DEVICEPROP, BACKEND_DESCRIPTOR, 1, &target.device);
         if (cudnnBackendFinalize(heuristics) != CUDNN_STATUS_SUCCESS) continue;
-        IPVG_TRY(check(ctx,
-                       cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0,
-                                                &offers, NULL),
-                       "the heuristics"));
-        if (m == 0) out->offers = offers;
         for (int i = 0; i < CONFIGS; i++) CREATE(config[i], ENGINECFG_DESCRIPTOR);
         IPVG_TRY(check(ctx,
                        cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
                                                 CONFIGS, &count, config),
                        "the heuristics"));
+        out->offers += count;
         for (int64_t i = 0; i < count && i < CONFIGS && !out->plan; i++) {
             bool fits = false;
             if (look_at(ctx, out, &fits, config[i], exact) != IPVG_OK || !fits) continue;

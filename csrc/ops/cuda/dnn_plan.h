@@ -15,8 +15,8 @@ typedef struct ipvg_plan_target {
 } ipvg_plan_target;
 
 typedef struct ipvg_plan {
-    cudnnBackendDescriptor_t plan; /* NULL for a described GPU whose engines need the driver to be looked at: attention's */
-    int64_t offers;                /* engine configurations that the heuristics, which know the GPU's limits, have let pass */
+    cudnnBackendDescriptor_t plan; /* NULL for a described GPU whose engine wants to load its code: attention's */
+    int64_t offers;                /* configurations of engines that take the shape; 0 too without libcuda */
     int64_t engine;                /* the library's number of it */
     int64_t workspace;             /* bytes */
     bool tensor_cores;
