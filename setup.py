@@ -75,7 +75,7 @@ def extension(name, files, flags, libs):
 
 
 def extensions():
-    optional = {f"csrc/python/{name}.c" for name in OPTIONAL}
+    optional = {f"csrc/python/{name}.c" for name in (*OPTIONAL, "cuda")}
     glue = [path for path in sources("csrc/python/*.c") if path not in optional]
     core = sources("csrc/base/*.c", "csrc/ops/*.c", "csrc/ops/cpu/*.c", "csrc/model/*.c", "csrc/sample/*.c")
     flags, libs = dnnl()

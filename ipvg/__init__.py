@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .guidance import Branch, Guidance
     from .local import LocalEnhancer
     from .lora import Lora
+    from .cuda import error as cuda_error
     from .memory import estimate as memory_estimate
     from .pipeline import Pipeline, generate
     from .reference import EndpointReference, VaceReference
@@ -58,7 +59,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = ("guidance", "jobs", "long", "lora", "manifest", "parity", "seams", "settings", "tasks")
 
-__all__ = ["__version__", "memory_estimate", *_MODULES, *_MODULE_OF]
+__all__ = ["__version__", "cuda_error", "memory_estimate", *_MODULES, *_MODULE_OF]
 
 
 def __getattr__(name: str):
@@ -66,6 +67,8 @@ def __getattr__(name: str):
         return importlib.import_module(f".{name}", __name__)
     if name == "memory_estimate":
         value = importlib.import_module(".memory", __name__).estimate
+    elif name == "cuda_error":
+        value = importlib.import_module(".cuda", __name__).error
     elif name in _MODULE_OF:
         value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     else:

@@ -95,8 +95,32 @@ done:
     return status;
 }
 
+static ipvg_status place(ipvg_placing *p, void *model)
+{
+    ipvg_dit *m = model;
+    const ipvg_dtype half = p->ex->be->activation;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_dit_linear_place(p, &m->patch, half));
+    if (m->config.n_vace) IPVG_TRY(ipvg_dit_linear_place(p, &m->vace_patch, half));
+    for (int i = 0; i < 2; i++) IPVG_TRY(ipvg_dit_linear_place(p, &m->text[i], half));
+    for (int i = 0; i < 2; i++) IPVG_TRY(ipvg_dit_linear_place(p, &m->time[i], IPVG_F32));
+    IPVG_TRY(ipvg_dit_linear_place(p, &m->time_projection, IPVG_F32));
+    IPVG_TRY(ipvg_dit_linear_place(p, &m->head, IPVG_F32));
+    IPVG_TRY(ipvg_place(p, &m->head_modulation, IPVG_F32));
+    for (int i = 0; i < m->config.layers + m->config.n_vace; i++) IPVG_TRY(ipvg_dit_block_place(p, &m->blocks[i]));
+done:
+    return status;
+}
+
+ipvg_status ipvg_dit_place(ipvg_exec *ex, ipvg_dit *dit)
+{
+    return ipvg_place_model(ex, &dit->home, place, dit, dit->hollow);
+}
+
 void ipvg_dit_free(ipvg_dit **dit)
 {
+    if (*dit) ipvg_arena_free(&(*dit)->home);
     free(*dit);
     *dit = NULL;
 }
@@ -167,7 +191,7 @@ static ipvg_status embed(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *laten
     ipvg_tensor patches;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &patches, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &patches, ex->be->activation, 2, shape));
     IPVG_TRY(ipvg_patchify(ex, &patches, latent));
     IPVG_TRY(ipvg_dit_linear_run(ex, x, &patches, &dit->patch, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, x, "x_tokens"));
@@ -185,7 +209,7 @@ static ipvg_status add_hint(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *c,
     ipvg_tensor hint;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hint, IPVG_F32, 2, x->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hint, ex->be->activation, 2, x->shape));
     IPVG_TRY(ipvg_dit_linear_run(ex, &hint, c, &vace->after, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, &hint, "vace%d_hint", vace->index));
     for (int i = 0; i < 2; i++) {
@@ -254,10 +278,10 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_te
     if (branch) IPVG_TRY(check_branch(ex, branch, dit, context));
     while (!ex->trace && needed && !hint_counts(branch, cfg, needed - 1)) needed--; /* hints after the last one used */
     IPVG_TRY(ipvg_dit_time(ex, &e, &given.e0, t, dit));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, ex->be->activation, 2, shape));
     IPVG_TRY(embed(ex, &x, x_t, dit));
     if (needed) { /* c = before_proj(tokens) + x, with the x that no block has touched */
-        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &c, IPVG_F32, 2, shape));
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &c, ex->be->activation, 2, shape));
         IPVG_TRY(ipvg_dit_linear_run(ex, &c, &context->tokens, &dit->blocks[cfg->layers].before, IPVG_ACT_NONE));
         IPVG_TRY(ipvg_gate_residual(ex, &c, &x, NULL));
     }

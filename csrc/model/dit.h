@@ -16,7 +16,8 @@
  *
  * Intermediates show themselves to ex->trace by the golden names: "x_tokens", "block0_q", "vace1_hint" and so on.
  *
- * Shapes: L = F * (h/2) * (w/2) tokens, D = dim columns. All activations are float32. */
+ * Shapes: L = F * (h/2) * (w/2) tokens, D = dim columns. Activations are in
+ * the backend's dtype for them, latents and velocities in float32. */
 #ifndef IPVG_MODEL_DIT_H
 #define IPVG_MODEL_DIT_H
 
@@ -44,6 +45,8 @@ typedef struct ipvg_dit_context ipvg_dit_context;
 
 /* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT. */
 ipvg_status ipvg_dit_new(ipvg_context *ctx, ipvg_dit **out, const ipvg_dit_config *config, ipvg_weights *weights);
+/* Brings the weights to the backend's memory, where that is not the host's (model/place.h); before anything is prepared. */
+ipvg_status ipvg_dit_place(ipvg_exec *ex, ipvg_dit *dit);
 void ipvg_dit_free(ipvg_dit **dit);
 const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
 

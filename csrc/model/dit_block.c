@@ -2,8 +2,6 @@
 
 #include "dit_internal.h"
 
-#define FFN_ROWS 2048 /* tokens that pass the FFN together: bounds its inner (rows, ffn) buffer for long videos */
-
 /* ==== weights ==== */
 
 ipvg_status ipvg_dit_linear_take(ipvg_context *ctx, ipvg_dit_linear *linear, ipvg_weights *weights,
@@ -60,6 +58,35 @@ done:
     return status;
 }
 
+ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg_dtype dtype)
+{
+    ipvg_status status;
+    IPVG_TRY(ipvg_place(p, &linear->w, dtype));
+    IPVG_TRY(ipvg_place(p, &linear->b, dtype));
+done:
+    return status;
+}
+
+ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *b)
+{
+    const ipvg_dtype half = p->ex->be->activation;
+    ipvg_dit_attention *self = &b->self, *cross = &b->cross;
+    ipvg_tensor *const w[] = {&self->q.w, &self->k.w, &self->v.w}, *const bias[] = {&self->q.b, &self->k.b, &self->v.b};
+    ipvg_dit_linear *const linears[] = {&self->o, &cross->q, &cross->k, &cross->v, &cross->o, &b->up, &b->down,
+                                        &b->before, &b->after};
+    ipvg_tensor *const vectors[] = {&b->modulation, &self->norm_q, &self->norm_k, &cross->norm_q,
+                                    &cross->norm_k, &b->norm3_w,   &b->norm3_b};
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_place_joined(p, &self->qkv.w, w, 3, half));
+    IPVG_TRY(ipvg_place_joined(p, &self->qkv.b, bias, 3, half));
+    for (int i = 0; i < 9; i++)
+        if (linears[i]->w.ndim) IPVG_TRY(ipvg_dit_linear_place(p, linears[i], half));
+    for (int i = 0; i < 7; i++) IPVG_TRY(ipvg_place(p, vectors[i], IPVG_F32));
+done:
+    return status;
+}
+
 /* ==== forward ==== */
 
 ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *modulation, const ipvg_tensor *e)
@@ -68,8 +95,12 @@ ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tens
 
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, out, IPVG_F32, 2, modulation->shape));
     IPVG_TRY(ipvg_cast(ex, out, modulation));
+    if (e->shape[0] == out->shape[0]) {
+        IPVG_TRY(ipvg_combine(ex, out, 2, (const ipvg_tensor *[]){out, e}, (const float[]){1.f, 1.f}));
+        goto done;
+    }
     for (int64_t r = 0; r < out->shape[0]; r++) {
-        ipvg_tensor row = ipvg_tensor_slice(out, r, 1), add = ipvg_tensor_slice(e, e->shape[0] == 1 ? 0 : r, 1);
+        ipvg_tensor row = ipvg_tensor_slice(out, r, 1), add = ipvg_tensor_slice(e, 0, 1);
         IPVG_TRY(ipvg_combine(ex, &row, 2, (const ipvg_tensor *[]){&row, &add}, (const float[]){1.f, 1.f}));
     }
 done:
@@ -92,7 +123,7 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
     const ipvg_tensor *rope = &given->context->rope;
     float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor k, v;
+    ipvg_tensor qkv, columns, k, v;
     ipvg_status status;
 
     if (given->perturb == IPVG_DIT_IDENTITY) {
@@ -100,11 +131,20 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
         IPVG_TRY(ipvg_combine(ex, h, 1, (const ipvg_tensor *[]){q}, (const float[]){1.f}));
         goto done;
     }
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, IPVG_F32, 2, h->shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, IPVG_F32, 2, h->shape));
-    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &k, h, &a->k, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &v, h, &a->v, IPVG_ACT_NONE));
+    if (a->qkv.w.ndim) { /* one product, its columns in three */
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, h->dtype, 2, (const int64_t[]){h->shape[0], 3 * c->dim}));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &qkv, h, &a->qkv, IPVG_ACT_NONE));
+        columns = ipvg_tensor_columns(&qkv, 0, c->dim);
+        q = &columns;
+        k = ipvg_tensor_columns(&qkv, c->dim, c->dim);
+        v = ipvg_tensor_columns(&qkv, 2 * c->dim, c->dim);
+    } else {
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, h->dtype, 2, h->shape));
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, h->dtype, 2, h->shape));
+        IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &k, h, &a->k, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &v, h, &a->v, IPVG_ACT_NONE));
+    }
     IPVG_TRY(ipvg_rms_norm_rope(ex, q, q, &a->norm_q, rope, c->heads, c->eps));
     IPVG_TRY(ipvg_rms_norm_rope(ex, &k, &k, &a->norm_k, rope, c->heads, c->eps));
     if (given->perturb == IPVG_DIT_BLUR)
@@ -117,7 +157,7 @@ done:
     return status;
 }
 
-/* x += gate * self_attention(h), h the modulated norm of x. h and q (L, D) are scratch. */
+/* x += gate * self_attention(h), h the modulated norm of x; then h = norm3(x). q (L, D) is scratch. */
 static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *mod,
                                   const ipvg_dit_block *b, const ipvg_dit_given *given)
 {
@@ -130,15 +170,17 @@ static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h,
     IPVG_TRY(ipvg_see(ex, h, "%s%d_attn", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &b->self.o, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_attn_out", b->kind, b->index));
-    IPVG_TRY(ipvg_gate_residual(ex, x, q, &gate));
+    IPVG_TRY(ipvg_gate_residual_norm(ex, h, x, q, &gate, &b->norm3_w, &b->norm3_b, false, given->config->eps));
 done:
     return status;
 }
 
-/* x += cross_attention(norm3(x)): no modulation, no gate. The text's keys are normed and ready. */
+/* x += cross_attention(h), h = norm3(x): no modulation, no gate. Then h = the modulated norm of x, for the FFN. The text's
+ * keys are normed and ready. */
 static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q,
-                                   const ipvg_dit_block *b, const ipvg_dit_given *given)
+                                   const ipvg_tensor *mod, const ipvg_dit_block *b, const ipvg_dit_given *given)
 {
+    const ipvg_tensor shift = part(mod, 3), scale = part(mod, 4);
     const ipvg_dit_attention *a = &b->cross;
     const ipvg_dit_config *c = given->config;
     const ipvg_dit_nag *nag = given->nag;
@@ -147,19 +189,18 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h
     ipvg_tensor away;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_layer_norm(ex, h, x, &b->norm3_w, &b->norm3_b, c->eps));
     IPVG_TRY(ipvg_see(ex, h, "%s%d_cross_in", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
     IPVG_TRY(ipvg_attention(ex, h, q, &given->k, &given->v, c->heads, qk_scale, NULL));
     if (nag) {
-        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, IPVG_F32, 2, x->shape));
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, x->dtype, 2, x->shape));
         IPVG_TRY(ipvg_attention(ex, &away, q, &given->nag_k, &given->nag_v, c->heads, qk_scale, NULL));
         IPVG_TRY(ipvg_nag(ex, h, h, &away, nag->scale, nag->tau, nag->alpha));
     }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_cross_out", b->kind, b->index));
-    IPVG_TRY(ipvg_gate_residual(ex, x, q, NULL));
+    IPVG_TRY(ipvg_gate_residual_norm(ex, h, x, q, NULL, &scale, &shift, true, c->eps));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
@@ -169,17 +210,16 @@ done:
 static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *y, const ipvg_tensor *mod,
                                 const ipvg_dit_block *b, const ipvg_dit_config *c)
 {
-    const ipvg_tensor shift = part(mod, 3), scale = part(mod, 4), gate = part(mod, 5);
-    const int64_t tokens = x->shape[0], shape[] = {tokens < FFN_ROWS ? tokens : FFN_ROWS, c->ffn_dim};
+    const ipvg_tensor gate = part(mod, 5);
+    const int64_t tokens = x->shape[0], shape[] = {tokens < ex->be->ffn_rows ? tokens : ex->be->ffn_rows, c->ffn_dim};
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor inner;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &inner, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, c->eps));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &inner, x->dtype, 2, shape));
     IPVG_TRY(ipvg_see(ex, h, "%s%d_ffn_in", b->kind, b->index));
-    for (int64_t first = 0; first < tokens; first += FFN_ROWS) {
-        int64_t count = tokens - first < FFN_ROWS ? tokens - first : FFN_ROWS;
+    for (int64_t first = 0, count; first < tokens; first += count) {
+        count = tokens - first < shape[0] ? tokens - first : shape[0];
         ipvg_tensor in = ipvg_tensor_slice(h, first, count), out = ipvg_tensor_slice(y, first, count);
         ipvg_tensor mid = ipvg_tensor_slice(&inner, 0, count);
         IPVG_TRY(ipvg_dit_linear_run(ex, &mid, &in, &b->up, IPVG_ACT_GELU_TANH));
@@ -199,12 +239,12 @@ ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit
     ipvg_tensor mod, h, q;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_check_cancel(ex->ctx));
+    IPVG_TRY(ipvg_pace(ex));
     IPVG_TRY(ipvg_dit_modulation(ex, &mod, &block->modulation, &given->e0));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, IPVG_F32, 2, x->shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, IPVG_F32, 2, x->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, x->dtype, 2, x->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, x->dtype, 2, x->shape));
     IPVG_TRY(self_attention(ex, x, &h, &q, &mod, block, given));
-    IPVG_TRY(cross_attention(ex, x, &h, &q, block, given));
+    IPVG_TRY(cross_attention(ex, x, &h, &q, &mod, block, given));
     IPVG_TRY(feed_forward(ex, x, &h, &q, &mod, block, given->config));
 done:
     ipvg_arena_reset(ex->arena, mark);

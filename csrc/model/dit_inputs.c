@@ -48,8 +48,9 @@ done:
 ipvg_tensor ipvg_dit_text_part(const ipvg_dit_text *text, int block, int what)
 {
     const int64_t *shape = text->kv.shape, size = shape[2] * shape[3];
-    float *data = text->kv.data;
-    return ipvg_tensor_of(data ? data + (2 * block + what) * size : NULL, IPVG_F32, shape[2], shape[3]);
+    char *data = text->kv.data;
+    size_t at = (size_t)((2 * block + what) * size) * ipvg_dtype_size(text->kv.dtype);
+    return ipvg_tensor_of(data ? data + at : NULL, text->kv.dtype, shape[2], shape[3]);
 }
 
 static ipvg_status text_run(ipvg_exec *ex, ipvg_dit_text *text, const ipvg_tensor *states)
@@ -58,23 +59,29 @@ static ipvg_status text_run(ipvg_exec *ex, ipvg_dit_text *text, const ipvg_tenso
     const ipvg_dit_config *c = &dit->config;
     const int64_t in[] = {c->text_len, c->text_dim}, out[] = {c->text_len, c->dim}, given = states->shape[0];
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor embedded, padded, hidden;
+    const ipvg_dtype dtype = ex->be->activation;
+    ipvg_tensor embedded, padded, hidden, rounded;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &embedded, IPVG_F32, 2, out));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hidden, IPVG_F32, 2, out));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &embedded, dtype, 2, out));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hidden, dtype, 2, out));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &padded, IPVG_F32, 2, in));
     ipvg_tensor real = ipvg_tensor_slice(&padded, 0, given);
     ipvg_tensor rest = ipvg_tensor_slice(&padded, given, c->text_len - given);
     IPVG_TRY(ex->be->copy_in(ex, &real, states->data));
     if (rest.shape[0]) IPVG_TRY(zero(ex, &rest)); /* before the embedding: its biases make these rows count */
+    if (dtype != IPVG_F32) {
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &rounded, dtype, 2, in));
+        IPVG_TRY(ipvg_cast(ex, &rounded, &padded));
+        padded = rounded;
+    }
     IPVG_TRY(ipvg_dit_linear_run(ex, &hidden, &padded, &dit->text[0], IPVG_ACT_GELU_TANH));
     IPVG_TRY(ipvg_dit_linear_run(ex, &embedded, &hidden, &dit->text[1], IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, &embedded, "text_rows"));
     for (int i = 0; i < c->layers + c->n_vace; i++) {
         const ipvg_dit_attention *cross = &dit->blocks[i].cross;
         ipvg_tensor k = ipvg_dit_text_part(text, i, 0), v = ipvg_dit_text_part(text, i, 1);
-        IPVG_TRY(ipvg_check_cancel(ex->ctx));
+        IPVG_TRY(ipvg_pace(ex));
         IPVG_TRY(ipvg_dit_linear_run(ex, &k, &embedded, &cross->k, IPVG_ACT_NONE));
         IPVG_TRY(ipvg_rms_norm(ex, &k, &k, &cross->norm_k, c->eps));
         IPVG_TRY(ipvg_dit_linear_run(ex, &v, &embedded, &cross->v, IPVG_ACT_NONE));
@@ -84,11 +91,11 @@ done:
     return status;
 }
 
-static ipvg_dit_text text_shell(const ipvg_dit *dit)
+static ipvg_dit_text text_shell(const ipvg_dit *dit, ipvg_dtype dtype)
 {
     const ipvg_dit_config *c = &dit->config;
     return (ipvg_dit_text){.dit = dit,
-                           .kv = ipvg_tensor_of(NULL, IPVG_F32, c->layers + c->n_vace, 2, c->text_len, c->dim)};
+                           .kv = ipvg_tensor_of(NULL, dtype, c->layers + c->n_vace, 2, c->text_len, c->dim)};
 }
 
 ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states)
@@ -106,7 +113,7 @@ ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit
     }
     text = malloc(sizeof *text);
     if (!text) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "text: no memory");
-    *text = text_shell(dit);
+    *text = text_shell(dit, ex->be->activation);
     ipvg_arena_plan(ex->arena);
     IPVG_TRY(text_run(ex, text, states));
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak));
@@ -180,7 +187,7 @@ static ipvg_status context_run(ipvg_exec *ex, ipvg_dit_context *context, const i
         ipvg_tensor latent, patches, real = ipvg_tensor_slice(&context->tokens, 0, tokens);
         ipvg_tensor rest = ipvg_tensor_slice(&context->tokens, tokens, context->tokens.shape[0] - tokens);
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &latent, IPVG_F32, 4, given->shape));
-        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &patches, IPVG_F32, 2, shape));
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &patches, ex->be->activation, 2, shape));
         IPVG_TRY(ex->be->copy_in(ex, &latent, given->data));
         IPVG_TRY(ipvg_patchify(ex, &patches, &latent));
         IPVG_TRY(ipvg_dit_linear_run(ex, &real, &patches, &dit->vace_patch, IPVG_ACT_NONE));
@@ -192,14 +199,14 @@ done:
     return status;
 }
 
-static ipvg_dit_context context_shell(const ipvg_dit *dit, int frames, int height, int width)
+static ipvg_dit_context context_shell(const ipvg_dit *dit, ipvg_dtype dtype, int frames, int height, int width)
 {
     const int64_t tokens = (int64_t)frames * (height / 2) * (width / 2), dim = dit->config.dim;
     return (ipvg_dit_context){.dit = dit,
                               .frames = frames,
                               .height = height,
                               .width = width,
-                              .tokens = ipvg_tensor_of(NULL, IPVG_F32, dit->config.n_vace ? tokens : 0, dim),
+                              .tokens = ipvg_tensor_of(NULL, dtype, dit->config.n_vace ? tokens : 0, dim),
                               .rope = ipvg_tensor_of(NULL, IPVG_F32, tokens, dim / dit->config.heads / 2, 2)};
 }
 
@@ -231,7 +238,7 @@ ipvg_status ipvg_dit_context_new(ipvg_exec *ex, ipvg_dit_context **out, const ip
                          frames);
     context = malloc(sizeof *context);
     if (!context) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "context: no memory");
-    *context = context_shell(dit, frames, (int)s[2], (int)s[3]);
+    *context = context_shell(dit, ex->be->activation, frames, (int)s[2], (int)s[3]);
     context->buffer = NULL;
     ipvg_arena_plan(ex->arena);
     IPVG_TRY(context_run(ex, context, given));
@@ -280,8 +287,8 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
                          "memory: a latent of %d frames, %d x %d: expected 1 or more frames and even "
                          "sides, each at most %d",
                          frames, height, width, IPVG_DIT_MAX_SIDE);
-    ipvg_dit_text text = text_shell(dit);
-    ipvg_dit_context context = context_shell(dit, frames, height, width);
+    ipvg_dit_text text = text_shell(dit, be->activation);
+    ipvg_dit_context context = context_shell(dit, be->activation, frames, height, width);
     const ipvg_dit_branch branch = {
         .perturb = blur ? blurred : NULL, .blur = 1.f, .nag = {nag ? &text : NULL, 1.f, 1.f, 1.f}};
     memset(blurred, IPVG_DIT_BLUR, sizeof blurred);

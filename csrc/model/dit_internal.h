@@ -3,6 +3,7 @@
 #define IPVG_MODEL_DIT_INTERNAL_H
 
 #include "dit.h"
+#include "place.h"
 
 /* ---- weights; D = dim ---- */
 
@@ -13,6 +14,7 @@ typedef struct ipvg_dit_linear {
 typedef struct ipvg_dit_attention {
     ipvg_dit_linear q, k, v, o; /* (D, D) */
     ipvg_tensor norm_q, norm_k; /* (D) */
+    ipvg_dit_linear qkv;        /* (3 D, D): q, k, v as one, where weights were placed; else ndim 0 */
 } ipvg_dit_attention;
 
 typedef struct ipvg_dit_block {
@@ -27,6 +29,7 @@ typedef struct ipvg_dit_block {
 
 struct ipvg_dit {
     ipvg_dit_config config;
+    ipvg_arena home;                                   /* of weights in a backend's memory */
     bool hollow;                                       /* the weights are shapes only: it can plan, not run */
     ipvg_dit_linear patch, vace_patch;                 /* (D, in_dim * 4), (D, vace_in_dim * 4) */
     ipvg_dit_linear text[2], time[2], time_projection; /* (D, text_dim), (D, D); (D, freq_dim), (D, D); (6 D, D) */
@@ -67,6 +70,11 @@ typedef struct ipvg_dit_given {
     ipvg_dit_perturb perturb;
     float blur;
 } ipvg_dit_given;
+
+/* Brings a block's weights to the backend's memory. */
+ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *block);
+/* Both tensors of a layer, in one dtype. */
+ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg_dtype dtype);
 
 /* x (L, D) becomes block(x). */
 ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block,

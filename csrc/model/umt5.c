@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "place.h"
+
 #define DISTANCES (2 * IPVG_UMT5_MAX_TOKENS - 1) /* key - query = -511 .. 511 */
 
 typedef struct block {
@@ -20,6 +22,7 @@ struct ipvg_umt5 {
     ipvg_umt5_config config;
     ipvg_tensor token_embedding; /* (vocab, D) */
     ipvg_tensor norm;            /* (D) */
+    ipvg_arena home;             /* of weights in a backend's memory */
     float *bias;                 /* (layers, H, DISTANCES) */
     block blocks[];
 };
@@ -115,9 +118,34 @@ done:
     return status;
 }
 
+static ipvg_status place(ipvg_placing *p, void *model)
+{
+    ipvg_umt5 *m = model;
+    const ipvg_dtype half = p->ex->be->activation;
+    ipvg_status status;
+
+    for (int i = 0; i < m->config.layers; i++) {
+        block *b = &m->blocks[i];
+        ipvg_tensor *const matrices[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
+        for (int k = 0; k < 7; k++) IPVG_TRY(ipvg_place(p, matrices[k], half));
+        IPVG_TRY(ipvg_place(p, &b->norm1, IPVG_F32));
+        IPVG_TRY(ipvg_place(p, &b->norm2, IPVG_F32));
+        IPVG_TRY(ipvg_place(p, &b->bias, IPVG_F32));
+    }
+    IPVG_TRY(ipvg_place(p, &m->norm, IPVG_F32));
+done:
+    return status;
+}
+
+ipvg_status ipvg_umt5_place(ipvg_exec *ex, ipvg_umt5 *umt5)
+{
+    return ipvg_place_model(ex, &umt5->home, place, umt5, !umt5->token_embedding.data);
+}
+
 void ipvg_umt5_free(ipvg_umt5 **umt5)
 {
     if (!*umt5) return;
+    ipvg_arena_free(&(*umt5)->home);
     free((*umt5)->bias);
     free(*umt5);
     *umt5 = NULL;
@@ -140,10 +168,10 @@ static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h,
     ipvg_tensor bias = ipvg_tensor_columns(&b->bias, IPVG_UMT5_MAX_TOKENS - tokens, 2 * tokens - 1);
     IPVG_TRY(ipvg_see(ex, &bias, "pos_bias%d", layer));
     IPVG_TRY(ipvg_rms_norm(ex, h, x, &b->norm1, m->config.eps));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, ex->be->activation, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, ex->be->activation, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, ex->be->activation, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, ex->be->activation, 2, shape));
     IPVG_TRY(ipvg_linear(ex, &q, h, &b->q, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_linear(ex, &k, h, &b->k, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_linear(ex, &v, h, &b->v, NULL, IPVG_ACT_NONE));
@@ -166,8 +194,8 @@ static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, c
     ipvg_status status;
 
     IPVG_TRY(ipvg_rms_norm(ex, h, x, &b->norm2, m->config.eps));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &gate, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &up, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &gate, ex->be->activation, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &up, ex->be->activation, 2, shape));
     IPVG_TRY(ipvg_linear(ex, &gate, h, &b->gate, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_linear(ex, &up, h, &b->up, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gated_gelu(ex, &gate, &gate, &up));
@@ -193,12 +221,12 @@ ipvg_status ipvg_umt5_encode(ipvg_exec *ex, ipvg_tensor *states, const ipvg_tens
         status = ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "umT5: these weights are shapes without data, for planning only");
         goto done;
     }
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, IPVG_F32, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, ex->be->activation, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, ex->be->activation, 2, shape));
     IPVG_TRY(ipvg_gather_rows(ex, &x, &umt5->token_embedding, ids));
     IPVG_TRY(ipvg_see(ex, &x, "embedding"));
     for (int i = 0; i < umt5->config.layers; i++) {
-        IPVG_TRY(ipvg_check_cancel(ex->ctx));
+        IPVG_TRY(ipvg_pace(ex));
         IPVG_TRY(self_attention(ex, &x, &h, umt5, i));
         IPVG_TRY(feed_forward(ex, &x, &h, umt5, i));
         IPVG_TRY(ipvg_see(ex, &x, "after_layer%d", i));

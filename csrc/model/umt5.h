@@ -11,7 +11,7 @@
  * The reference pads every text to 512 tokens, masks the padding and trims the result. Attention depends on the distance
  * of two tokens only, so a text alone gives the same states, and that is what is computed here.
  *
- * Shapes: L tokens, D = dim columns, H heads. All activations are float32. */
+ * Shapes: L tokens, D = dim columns, H heads. Activations are in the backend's dtype for them. */
 #ifndef IPVG_MODEL_UMT5_H
 #define IPVG_MODEL_UMT5_H
 
@@ -32,10 +32,13 @@ typedef struct ipvg_umt5 ipvg_umt5;
 /* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT.
  * Reads the position embeddings (a few KiB a layer) and nothing else. */
 ipvg_status ipvg_umt5_new(ipvg_context *ctx, ipvg_umt5 **out, const ipvg_umt5_config *config, ipvg_weights *weights);
+/* Brings the weights, but the token embedding, to the backend's memory where that is not the host's (model/place.h). */
+ipvg_status ipvg_umt5_place(ipvg_exec *ex, ipvg_umt5 *umt5);
 void ipvg_umt5_free(ipvg_umt5 **umt5);
 const ipvg_umt5_config *ipvg_umt5_get_config(const ipvg_umt5 *umt5);
 
-/* states (L, dim) float32 of ids (L) int32, 1 <= L <= IPVG_UMT5_MAX_TOKENS; both in the backend's memory. An id outside
+/* states (L, dim) float32 of ids (L) int32, 1 <= L <= IPVG_UMT5_MAX_TOKENS; states in the backend's
+ * memory, ids in the host's. An id outside
  * the vocabulary: IPVG_E_ARGUMENT. Takes its scratch from ex->arena and allocates nothing else. IPVG_E_CANCELLED within
  * one block. Traces "embedding", then for each layer i "pos_bias<i>" (H, 2L - 1: entry [h][key - query + L - 1]) and
  * "after_layer<i>", then "out". */

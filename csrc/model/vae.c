@@ -215,8 +215,68 @@ done:
     return status;
 }
 
+/* A convolution's weights in the frames' dtype; its bias comes with the padding that the backend wants, from float32. */
+static ipvg_status place_pair(ipvg_placing *p, pair *c)
+{
+    ipvg_status status = IPVG_OK;
+    if (!c->w.ndim) return IPVG_OK;
+    IPVG_TRY(ipvg_place(p, &c->w, p->ex->be->video));
+    IPVG_TRY(ipvg_place(p, &c->b, IPVG_F32));
+done:
+    return status;
+}
+
+static ipvg_status place_res(ipvg_placing *p, res_weights *r)
+{
+    pair *const pairs[] = {&r->conv1, &r->conv2, &r->shortcut};
+    ipvg_status status;
+    IPVG_TRY(ipvg_place(p, &r->norm1, IPVG_F32));
+    IPVG_TRY(ipvg_place(p, &r->norm2, IPVG_F32));
+    for (int i = 0; i < 3; i++) IPVG_TRY(place_pair(p, pairs[i]));
+done:
+    return status;
+}
+
+static ipvg_status place_half(ipvg_placing *p, half_weights *h, int levels)
+{
+    ipvg_tensor *const matrices[] = {&h->middle.qkv.w, &h->middle.qkv.b, &h->middle.proj.w, &h->middle.proj.b};
+    ipvg_status status;
+    IPVG_TRY(place_pair(p, &h->first));
+    for (int i = 0; i < 2; i++) IPVG_TRY(place_res(p, &h->middle.block[i]));
+    IPVG_TRY(ipvg_place(p, &h->middle.norm, IPVG_F32));
+    for (int i = 0; i < 4; i++) IPVG_TRY(ipvg_place(p, matrices[i], p->ex->be->video));
+    for (int i = 0; i < levels; i++) {
+        level_weights *l = &h->level[i];
+        for (int b = 0; b < l->blocks; b++) IPVG_TRY(place_res(p, &l->block[b]));
+        IPVG_TRY(place_pair(p, &l->space));
+        IPVG_TRY(place_pair(p, &l->time));
+    }
+    IPVG_TRY(ipvg_place(p, &h->head_norm, IPVG_F32));
+    IPVG_TRY(place_pair(p, &h->head));
+done:
+    return status;
+}
+
+static ipvg_status place(ipvg_placing *p, void *model)
+{
+    ipvg_vae *v = model;
+    ipvg_status status;
+    IPVG_TRY(place_half(p, &v->encoder, v->config.levels));
+    IPVG_TRY(place_half(p, &v->decoder, v->config.levels));
+    IPVG_TRY(place_pair(p, &v->quant));
+    IPVG_TRY(place_pair(p, &v->post_quant));
+done:
+    return status;
+}
+
+ipvg_status ipvg_vae_place(ipvg_exec *ex, ipvg_vae *vae)
+{
+    return ipvg_place_model(ex, &vae->home, place, vae, !vae->encoder.first.w.data);
+}
+
 void ipvg_vae_free(ipvg_vae **vae)
 {
+    if (*vae) ipvg_arena_free(&(*vae)->home);
     free(*vae);
     *vae = NULL;
 }

@@ -46,6 +46,8 @@ typedef struct ipvg_vae ipvg_vae;
 
 /* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT. */
 ipvg_status ipvg_vae_new(ipvg_context *ctx, ipvg_vae **out, const ipvg_vae_config *config, ipvg_weights *weights);
+/* Brings the weights to the backend's memory, where that is not the host's (model/place.h). */
+ipvg_status ipvg_vae_place(ipvg_exec *ex, ipvg_vae *vae);
 void ipvg_vae_free(ipvg_vae **vae);
 const ipvg_vae_config *ipvg_vae_get_config(const ipvg_vae *vae);
 int ipvg_vae_space_stride(const ipvg_vae *vae); /* 8: rows of frames per row of a latent */

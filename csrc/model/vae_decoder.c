@@ -126,8 +126,8 @@ static ipvg_status emit(ipvg_exec *ex, ipvg_vae_decoder *d)
     ipvg_status status;
     IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
     IPVG_TRY(ipvg_see(ex, &d->pixels, "head.2"));
+    IPVG_TRY(ipvg_vae_frame_out(ex, d->host, &d->pixels));
     if (ipvg_planning(ex)) goto done;
-    IPVG_TRY(ex->be->copy_out(ex, d->host, &d->pixels));
     int64_t count = d->pixels.shape[0] * d->pixels.shape[1];
     for (int c = 0; c < 3; c++) {
         float *plane = (float *)d->frames->data + (c * d->frames->shape[1] + d->at) * count;
@@ -220,7 +220,7 @@ ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tenso
             const float *plane = (const float *)latent->data + (z * latent->shape[1] + index) * pixels;
             for (int64_t i = 0; i < pixels; i++) d->host[i * c->z_dim + z] = plane[i] / d->vae->scale[z] + c->mean[z];
         }
-    IPVG_TRY(ex->be->copy_in(ex, &d->latent, d->host));
+    IPVG_TRY(ipvg_vae_frame_in(ex, &d->latent, d->host));
     ipvg_tensor z = ipvg_vae_ring_push(&d->conv1.in);
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &z}, &d->latent, &d->quant));
     IPVG_TRY(ipvg_see(ex, &z, "post_quant_conv"));

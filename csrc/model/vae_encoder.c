@@ -116,8 +116,8 @@ static ipvg_status emit(ipvg_exec *ex, ipvg_vae_encoder *e)
     IPVG_TRY(ipvg_see(ex, &e->moments, "head.2"));
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &e->mu}, &e->moments, &e->quant));
     IPVG_TRY(ipvg_see(ex, &e->mu, "quant_conv"));
+    IPVG_TRY(ipvg_vae_frame_out(ex, e->host, &e->mu));
     if (ipvg_planning(ex)) goto done;
-    IPVG_TRY(ex->be->copy_out(ex, e->host, &e->mu));
     for (int z = 0; z < c->z_dim; z++) { /* the other half of the channels is the log-variance, which nobody uses */
         float *plane = (float *)e->latent->data + (z * e->latent->shape[1] + e->at) * pixels;
         for (int64_t i = 0; i < pixels; i++) plane[i] = (e->host[i * 2 * c->z_dim + z] - c->mean[z]) * e->vae->scale[z];
@@ -204,7 +204,7 @@ ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tenso
             const float *plane = (const float *)frames->data + (c * frames->shape[1] + index) * pixels;
             for (int64_t i = 0; i < pixels; i++) e->host[i * 3 + c] = plane[i];
         }
-    IPVG_TRY(ex->be->copy_in(ex, &pixel, e->host));
+    IPVG_TRY(ipvg_vae_frame_in(ex, &pixel, e->host));
     ipvg_tensor *x = &e->level[0].in;
     target next = ipvg_vae_res_target(&e->level[0].block[0]);
     ipvg_conv_out out = ipvg_vae_output(x, &next);

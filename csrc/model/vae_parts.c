@@ -6,7 +6,35 @@
 
 ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c)
 {
-    return ipvg_arena_tensor(ex->ctx, ex->arena, out, IPVG_F32, 3, (const int64_t[]){h, w, c});
+    return ipvg_arena_tensor(ex->ctx, ex->arena, out, ex->be->video, 3, (const int64_t[]){h, w, c});
+}
+
+ipvg_status ipvg_vae_frame_in(ipvg_exec *ex, ipvg_tensor *frame, const float *host)
+{
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor wide;
+    ipvg_status status;
+    if (frame->dtype == IPVG_F32) return ex->be->copy_in(ex, frame, host);
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &wide, IPVG_F32, frame->ndim, frame->shape));
+    IPVG_TRY(ex->be->copy_in(ex, &wide, host));
+    IPVG_TRY(ipvg_cast(ex, frame, &wide));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_vae_frame_out(ipvg_exec *ex, float *host, const ipvg_tensor *frame)
+{
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor wide;
+    ipvg_status status;
+    if (frame->dtype == IPVG_F32) return ex->be->copy_out(ex, host, frame);
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &wide, IPVG_F32, frame->ndim, frame->shape));
+    IPVG_TRY(ipvg_cast(ex, &wide, frame));
+    IPVG_TRY(ex->be->copy_out(ex, host, &wide));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
 }
 
 ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma)
@@ -22,7 +50,7 @@ done:
 ipvg_status ipvg_vae_ring_new(ipvg_exec *ex, ring *r, int64_t h, int64_t w, int64_t c)
 {
     r->newest = r->count = 0;
-    return ipvg_arena_tensor(ex->ctx, ex->arena, &r->slots, IPVG_F32, 4, (const int64_t[]){HISTORY, h, w, c});
+    return ipvg_arena_tensor(ex->ctx, ex->arena, &r->slots, ex->be->video, 4, (const int64_t[]){HISTORY, h, w, c});
 }
 
 static ipvg_tensor slot(const ring *r, int i)
@@ -117,7 +145,7 @@ ipvg_status ipvg_vae_res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x
 {
     ipvg_status status;
     target inner = {.z = ipvg_vae_ring_push(&r->conv2.in), .gamma = &r->norm2, .silu = true, .wanted = true};
-    IPVG_TRY(ipvg_check_cancel(ex->ctx));
+    IPVG_TRY(ipvg_pace(ex));
     ipvg_conv_out out = ipvg_vae_output(NULL, &inner);
     IPVG_TRY(ipvg_vae_causal_run(ex, &out, &r->conv1));
     if (r->weights->in != r->weights->out) {
@@ -157,12 +185,12 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *x, const middle *m)
 {
     int64_t c = m->input.shape[2], pixels = m->input.shape[0] * m->input.shape[1];
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor input = ipvg_tensor_of(m->input.data, IPVG_F32, pixels, c),
-                rows = ipvg_tensor_of(x->data, IPVG_F32, pixels, c);
+    ipvg_tensor input = ipvg_tensor_of(m->input.data, x->dtype, pixels, c),
+                rows = ipvg_tensor_of(x->data, x->dtype, pixels, c);
     ipvg_tensor qkv, o;
     ipvg_status status;
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, IPVG_F32, 2, (const int64_t[]){pixels, 3 * c}));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, IPVG_F32, 2, (const int64_t[]){pixels, c}));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, x->dtype, 2, (const int64_t[]){pixels, 3 * c}));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, x->dtype, 2, (const int64_t[]){pixels, c}));
     IPVG_TRY(ipvg_linear_exact(ex, &qkv, &input, &m->weights->qkv.w, &m->weights->qkv.b, IPVG_ACT_NONE));
     ipvg_tensor q = ipvg_tensor_columns(&qkv, 0, c), k = ipvg_tensor_columns(&qkv, c, c),
                 v = ipvg_tensor_columns(&qkv, 2 * c, c);
@@ -180,7 +208,7 @@ ipvg_status ipvg_vae_middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const 
     target attention = {.z = m->input, .gamma = &m->norm, .silu = false, .wanted = true};
     IPVG_TRY(ipvg_vae_res_run(ex, x, x, &m->block[0], &attention));
     IPVG_TRY(ipvg_see(ex, x, "middle.0"));
-    IPVG_TRY(ipvg_check_cancel(ex->ctx));
+    IPVG_TRY(ipvg_pace(ex));
     IPVG_TRY(attend(ex, x, m));
     IPVG_TRY(ipvg_see(ex, x, "middle.1"));
     target second = ipvg_vae_res_target(&m->block[1]);

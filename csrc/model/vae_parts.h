@@ -2,6 +2,7 @@
 #ifndef IPVG_MODEL_VAE_PARTS_H
 #define IPVG_MODEL_VAE_PARTS_H
 
+#include "place.h"
 #include "vae.h"
 
 /* ---- weights, as taken from the file ---- */
@@ -41,6 +42,7 @@ typedef struct half_weights { /* the encoder or the decoder */
 
 struct ipvg_vae {
     ipvg_vae_config config;
+    ipvg_arena home; /* of weights in a backend's memory */
     float
         scale[IPVG_VAE_MAX_Z]; /* 1/std in float32: the reference multiplies by it, and divides by it on the way back */
     half_weights encoder, decoder;
@@ -119,6 +121,9 @@ target ipvg_vae_head_target(head *o);
 /* A gamma as float32 (C). */
 ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma);
 ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c);
+/* frame (H, W, C) in the backend's dtype <-> host float32. */
+ipvg_status ipvg_vae_frame_in(ipvg_exec *ex, ipvg_tensor *frame, const float *host);
+ipvg_status ipvg_vae_frame_out(ipvg_exec *ex, float *host, const ipvg_tensor *frame);
 ipvg_conv ipvg_vae_conv(const pair *weights);
 
 /* outputs, with an optional target */

@@ -1,6 +1,8 @@
 /* _core.Device: a backend with its context and scratch. Every model holds one. */
 #include "common.h"
 
+#include "../ops/cuda/device.h"
+
 #include <structmember.h>
 
 PyTypeObject *ipvg_py_device_type;
@@ -22,6 +24,7 @@ int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
     run->dev = dev;
     run->thread = PyEval_SaveThread();
     PyThread_acquire_lock(dev->lock, WAIT_LOCK);
+    if (dev->be->begin) dev->be->begin(dev->be);
     dev->ctx.error[0] = 0;
     dev->ctx.poll = poll_signals;
     dev->ctx.poll_user = run;
@@ -46,7 +49,52 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
     return 0;
 }
 
+/* ---- host arrays for a device with memory of its own ---- */
+
+ipvg_status ipvg_py_stage(ipvg_py_device *dev, ipvg_tensor *out, const ipvg_tensor *host, int fill)
+{
+    const ipvg_memory *m = &dev->be->memory;
+    *out = *host;
+    if (dev->be->host) return IPVG_OK;
+    out->data = NULL;
+    ipvg_status status = m->alloc(m, &dev->ctx, &out->data, ipvg_tensor_bytes(host));
+    if (status == IPVG_OK && fill) status = dev->be->copy_in(&dev->ex, out, host->data);
+    return status;
+}
+
+ipvg_status ipvg_py_unstage(ipvg_py_device *dev, ipvg_tensor *staged, const ipvg_tensor *host, ipvg_status status)
+{
+    const ipvg_memory *m = &dev->be->memory;
+    if (dev->be->host) return status;
+    if (status == IPVG_OK && host) status = dev->be->copy_out(&dev->ex, host->data, staged);
+    if (staged->data) m->free(m, staged->data);
+    staged->data = NULL;
+    return status;
+}
+
+int ipvg_py_place(ipvg_py_device *dev, ipvg_status (*place)(ipvg_exec *ex, void *model), void *model)
+{
+    ipvg_py_run run;
+    if (dev->be->host) return 1;
+    if (!ipvg_py_enter(dev, &run)) return 0;
+    return ipvg_py_leave(&run, place(&dev->ex, model));
+}
+
 /* ---- trace ---- */
+
+/* bfloat16, which NumPy has not, as the float32 of the same value. */
+static PyObject *widened(PyObject *half)
+{
+    PyArrayObject *from = (PyArrayObject *)half;
+    PyObject *wide = half ? PyArray_SimpleNew(PyArray_NDIM(from), PyArray_DIMS(from), NPY_FLOAT32) : NULL;
+    if (wide) {
+        const uint16_t *in = PyArray_DATA(from);
+        uint32_t *out = PyArray_DATA((PyArrayObject *)wide);
+        for (npy_intp i = 0, n = PyArray_SIZE(from); i < n; i++) out[i] = (uint32_t)in[i] << 16;
+    }
+    Py_XDECREF(half);
+    return wide;
+}
 
 static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
 {
@@ -71,7 +119,7 @@ static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
         Py_DECREF(array);
         return ipvg_py_raise(ex->ctx, status);
     }
-    return array;
+    return t->dtype == IPVG_BF16 ? widened(array) : array;
 }
 
 static ipvg_status trace_see(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor)
@@ -100,23 +148,76 @@ void ipvg_py_trace_set(ipvg_py_trace *t, ipvg_py_run *run, PyObject *callable)
     run->dev->ex.trace = &t->trace;
 }
 
+/* "cpu", or "cuda" with the number of a GPU behind a colon: -1; 0 and an exception set for another name. */
+static int read_name(PyObject *name, int *gpu)
+{
+    const char *text = name ? PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL : "cpu";
+    int used = 0;
+    *gpu = -1;
+    if (!text && !PyErr_Occurred())
+        PyErr_Format(PyExc_TypeError, "device name: expected 'cpu', 'cuda' or 'cuda:1', got %.100s", Py_TYPE(name)->tp_name);
+    if (!text) return 0;
+    if (strcmp(text, "cpu") == 0) return 1;
+    if (strcmp(text, "cuda") == 0) return *gpu = 0, 1;
+    if (sscanf(text, "cuda:%4d%n", gpu, &used) == 1 && !text[used] && *gpu >= 0) return 1;
+    return PyErr_Format(PyExc_ValueError, "device name: expected 'cpu', 'cuda' or 'cuda:1', got %R", name), 0;
+}
+
+/* The CUDA backend's entry; NULL and an exception set. */
+static const ipvg_cuda_api *cuda_api(ipvg_context *ctx)
+{
+    PyObject *home = PyImport_ImportModule("ipvg.cuda"), *module = NULL, *capsule = NULL;
+    const ipvg_cuda_api *api = NULL;
+    if (home) module = PyObject_CallMethod(home, "load", NULL);
+    if (module) capsule = PyObject_GetAttrString(module, "api");
+    if (capsule) api = PyCapsule_GetPointer(capsule, IPVG_CUDA_CAPSULE);
+    if (api && (api->version != IPVG_CUDA_API || api->size != sizeof(ipvg_backend))) {
+        api = NULL;
+        ipvg_py_raise(ctx, ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "the CUDA extension is of another build: build ipvg again"));
+    }
+    if (!api && PyErr_ExceptionMatches(PyExc_ImportError)) {
+        PyObject *type, *value, *where;
+        PyErr_Fetch(&type, &value, &where);
+        PyObject *text = value ? PyObject_Str(value) : NULL;
+        const char *why = text ? PyUnicode_AsUTF8(text) : "it cannot be imported";
+        ipvg_status status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s", why ? why : "");
+        PyErr_Clear();
+        ipvg_py_raise(ctx, status);
+        Py_XDECREF(text);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(where);
+    }
+    Py_XDECREF(capsule);
+    Py_XDECREF(module);
+    Py_XDECREF(home);
+    return api;
+}
+
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"name", "threads", "dtype", NULL};
-    static const char *const devices[] = {"cpu"}, *const dtypes[] = {"float32", "bfloat16"};
+    static const char *const dtypes[] = {"float32", "bfloat16"};
     PyObject *name = NULL, *count = NULL, *dtype = NULL;
     int64_t threads = 0;
-    int half = 0;
+    const ipvg_cuda_api *cuda = NULL;
+    int half = 0, gpu;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:Device", names, &name, &count, &dtype)) return NULL;
-    if (name && ipvg_py_choice(name, "device name", devices, 1) < 0) return NULL;
+    if (!read_name(name, &gpu)) return NULL;
     if (count && !ipvg_py_int(count, "threads", 0, 4096, &threads)) return NULL; /* 0: all */
     if (dtype && (half = ipvg_py_choice(dtype, "dtype", dtypes, 2)) < 0) return NULL;
     ipvg_py_device *self = (ipvg_py_device *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     ipvg_context_init(&self->ctx, (int)threads);
     self->lock = PyThread_allocate_lock();
-    ipvg_status status = self->lock ? ipvg_backend_cpu(&self->ctx, &self->be, half ? IPVG_BF16 : IPVG_F32)
-                                    : ipvg_fail(&self->ctx, IPVG_E_MEMORY, "no memory for a lock");
+    if (gpu >= 0 && !(cuda = cuda_api(&self->ctx))) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    ipvg_dtype compute = half ? IPVG_BF16 : IPVG_F32;
+    ipvg_status status = !self->lock ? ipvg_fail(&self->ctx, IPVG_E_MEMORY, "no memory for a lock")
+                         : cuda      ? cuda->open(&self->ctx, &self->be, gpu, compute)
+                                     : ipvg_backend_cpu(&self->ctx, &self->be, compute);
     if (status != IPVG_OK) {
         ipvg_py_raise(&self->ctx, status);
         Py_DECREF(self);
@@ -131,7 +232,7 @@ static void device_dealloc(PyObject *obj)
     ipvg_py_device *self = (ipvg_py_device *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     ipvg_arena_free(&self->arena);
-    ipvg_backend_free(&self->be);
+    if (self->be) ipvg_backend_free(&self->be);
     if (self->lock) PyThread_free_lock(self->lock);
     type->tp_free(obj);
     Py_DECREF(type);
@@ -202,7 +303,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef getset[] = {
-    {"name", device_name, NULL, "'cpu'", NULL},
+    {"name", device_name, NULL, "'cpu' or 'cuda'", NULL},
     {"threads", device_threads, NULL, "OpenMP threads of a call.", NULL},
     {"dtype", device_dtype, NULL, "'float32' or 'bfloat16': what matrix products take.", NULL},
     {"native", device_native, NULL, "Does this machine have units for that dtype?", NULL},

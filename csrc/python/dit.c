@@ -149,11 +149,16 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_py_trace_set(&tracing, &run, trace);
 
     ipvg_exec *ex = &self->device->ex;
-    ipvg_tensor x_view = ipvg_py_view(x), v_view = ipvg_py_view(velocity);
+    ipvg_tensor x_host = ipvg_py_view(x), v_host = ipvg_py_view(velocity), x_view = x_host, v_view = v_host;
     ipvg_arena_plan(ex->arena);
     ipvg_status status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
+    if (!ex->be->host) x_view.data = v_view.data = NULL;
+    if (status == IPVG_OK) status = ipvg_py_stage(self->device, &x_view, &x_host, 1);
+    if (status == IPVG_OK) status = ipvg_py_stage(self->device, &v_view, &v_host, 0);
     if (status == IPVG_OK) status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
+    status = ipvg_py_unstage(self->device, &v_view, &v_host, status);
+    status = ipvg_py_unstage(self->device, &x_view, NULL, status);
     if (!ipvg_py_leave(&run, status)) goto fail;
     Py_DECREF(x);
     return (PyObject *)velocity;
@@ -223,6 +228,7 @@ static PyObject *dit_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     }
     self->device = (ipvg_py_device *)Py_NewRef(device);
     self->weights = Py_NewRef(weights);
+    if (!ipvg_py_place(self->device, (ipvg_status(*)(ipvg_exec *, void *))ipvg_dit_place, self->dit)) Py_CLEAR(self);
     return (PyObject *)self;
 }
 

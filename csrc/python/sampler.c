@@ -269,7 +269,7 @@ static PyObject *sampler_state(PyObject *obj, PyObject *unused)
     PyObject *list = PyList_New(0);
     ipvg_tensor *t;
     for (int i = 0; list && (t = ipvg_sampler_state(self->sampler, i)); i++) {
-        PyObject *view = ipvg_py_borrow(obj, t);
+        PyObject *view = ipvg_py_read(obj, ((sampler_object *)obj)->dev, t);
         if (!view || PyList_Append(list, view)) Py_CLEAR(list);
         Py_XDECREF(view);
     }
@@ -305,7 +305,7 @@ static PyObject *sampler_velocity(PyObject *obj, PyObject *arg)
     if (b == -1 && PyErr_Occurred()) return NULL;
     if (b < 0 || b >= s->count) return PyErr_Format(PyExc_IndexError, "branch %ld of %d", b, s->count);
     if (s->seen < 0 || !ipvg_sampler_needs(s, s->seen, (int)b)) Py_RETURN_NONE;
-    return ipvg_py_borrow(obj, &s->velocity[b]);
+    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &s->velocity[b]);
 }
 
 static PyObject *sampler_needs(PyObject *obj, PyObject *args)
@@ -322,7 +322,7 @@ static PyObject *sampler_combined(PyObject *obj, void *unused)
     (void)unused;
     const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
     if (s->seen < 0) Py_RETURN_NONE;
-    return ipvg_py_borrow(obj, &s->combined);
+    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &s->combined);
 }
 
 static PyObject *sampler_x0(PyObject *obj, void *unused)
@@ -330,13 +330,13 @@ static PyObject *sampler_x0(PyObject *obj, void *unused)
     (void)unused;
     const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
     if (s->state.step == s->schedule->config.start) Py_RETURN_NONE;
-    return ipvg_py_borrow(obj, ipvg_schedule_x0(&s->state));
+    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, ipvg_schedule_x0(&s->state));
 }
 
 static PyObject *sampler_latent(PyObject *obj, void *unused)
 {
     (void)unused;
-    return ipvg_py_borrow(obj, &((sampler_object *)obj)->sampler->state.x);
+    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &((sampler_object *)obj)->sampler->state.x);
 }
 
 static PyObject *sampler_index(PyObject *obj, void *unused)

@@ -18,6 +18,20 @@ PyObject *ipvg_py_borrow(PyObject *base, const ipvg_tensor *t)
     return a;
 }
 
+PyObject *ipvg_py_read(PyObject *base, ipvg_py_device *dev, const ipvg_tensor *t)
+{
+    ipvg_py_run run;
+    if (dev->be->host) return ipvg_py_borrow(base, t);
+    PyArrayObject *a = ipvg_py_new(t->ndim, t->shape);
+    if (!a || !ipvg_py_enter(dev, &run)) {
+        Py_XDECREF(a);
+        return NULL;
+    }
+    if (!ipvg_py_leave(&run, dev->be->copy_out(&dev->ex, PyArray_DATA(a), t))) Py_CLEAR(a);
+    if (a) PyArray_CLEARFLAGS(a, NPY_ARRAY_WRITEABLE); /* as the view is */
+    return (PyObject *)a;
+}
+
 /* ---- Schedule ---- */
 
 static int choice(const char *what, const char *name, const char *const *names, int count)
@@ -174,13 +188,13 @@ static PyObject *solver_step(PyObject *obj, PyObject *arg)
     if (on_device.data) m->free(m, on_device.data);
     int ok = ipvg_py_leave(&run, status);
     Py_DECREF(v);
-    return ok ? ipvg_py_borrow(obj, &self->state.x) : NULL;
+    return ok ? ipvg_py_read(obj, self->dev, &self->state.x) : NULL;
 }
 
 static PyObject *solver_x(PyObject *obj, void *unused)
 {
     (void)unused;
-    return ipvg_py_borrow(obj, &((solver_object *)obj)->state.x);
+    return ipvg_py_read(obj, ((solver_object *)obj)->dev, &((solver_object *)obj)->state.x);
 }
 
 static PyObject *solver_x0(PyObject *obj, void *unused)
@@ -188,7 +202,7 @@ static PyObject *solver_x0(PyObject *obj, void *unused)
     (void)unused;
     const ipvg_schedule_state *state = &((solver_object *)obj)->state;
     if (state->step == ((solver_object *)obj)->schedule->schedule->config.start) Py_RETURN_NONE;
-    return ipvg_py_borrow(obj, ipvg_schedule_x0(state));
+    return ipvg_py_read(obj, ((solver_object *)obj)->dev, ipvg_schedule_x0(state));
 }
 
 static PyObject *solver_index(PyObject *obj, void *unused)

@@ -14,6 +14,8 @@ extern PyTypeObject *ipvg_py_schedule_type;
 
 /* A read-only NumPy view of a tensor; `base` owns the memory and is kept alive by the view. */
 PyObject *ipvg_py_borrow(PyObject *base, const ipvg_tensor *tensor);
+/* The same for a tensor of a device: a view where its memory is the host's, else a copy. */
+PyObject *ipvg_py_read(PyObject *base, ipvg_py_device *dev, const ipvg_tensor *tensor);
 
 int ipvg_py_add_schedule(PyObject *module);
 

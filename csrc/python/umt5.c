@@ -43,6 +43,7 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     }
     self->dev = (ipvg_py_device *)Py_NewRef(device);
     self->weights = Py_NewRef(weights);
+    if (!ipvg_py_place(self->dev, (ipvg_status(*)(ipvg_exec *, void *))ipvg_umt5_place, self->umt5)) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -115,10 +116,13 @@ static PyObject *encoder_encode(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_py_trace_set(&tracing, &run, trace);
 
     ipvg_exec *ex = &self->dev->ex;
-    ipvg_tensor x = ipvg_py_view(ids), y = ipvg_py_view(states);
+    ipvg_tensor x = ipvg_py_view(ids), host = ipvg_py_view(states), y = host;
     ipvg_status status = plan(self, shape[0]);
+    if (status == IPVG_OK) status = ipvg_py_stage(self->dev, &y, &host, 0);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
     if (status == IPVG_OK) status = ipvg_umt5_encode(ex, &y, &x, self->umt5);
+    if (status != IPVG_OK && !ex->be->host && y.data == host.data) y.data = NULL; /* it was not staged */
+    status = ipvg_py_unstage(self->dev, &y, &host, status);
     if (!ipvg_py_leave(&run, status)) goto fail;
     Py_DECREF(ids);
     return (PyObject *)states;

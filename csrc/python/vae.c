@@ -84,6 +84,7 @@ static PyObject *vae_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
     }
     self->dev = (ipvg_py_device *)Py_NewRef(device);
     self->weights = Py_NewRef(weights);
+    if (!ipvg_py_place(self->dev, (ipvg_status(*)(ipvg_exec *, void *))ipvg_vae_place, self->vae)) Py_CLEAR(self);
     return (PyObject *)self;
 }
 

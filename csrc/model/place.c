@@ -1,0 +1,65 @@
+#include "place.h"
+
+/* Into `to`, which lies in the backend's memory. */
+static ipvg_status fill(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *from)
+{
+    ipvg_exec *ex = p->ex;
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor raw;
+    ipvg_status status;
+
+    if (from->dtype == to->dtype) {
+        IPVG_TRY(ex->be->copy_in(ex, to, from->data));
+        goto done;
+    }
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &raw, from->dtype, from->ndim, from->shape));
+    IPVG_TRY(ex->be->copy_in(ex, &raw, from->data));
+    IPVG_TRY(ipvg_cast(ex, to, &raw));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_place_joined(ipvg_placing *p, ipvg_tensor *joined, ipvg_tensor *const *t, int n, ipvg_dtype dtype)
+{
+    ipvg_tensor all = ipvg_tensor_make(NULL, dtype, t[0]->ndim, t[0]->shape);
+    ipvg_status status;
+
+    all.shape[0] *= n;
+    if (all.ndim == 1) all.ld = all.shape[0];
+    IPVG_TRY(ipvg_arena_alloc(p->ex->ctx, p->home, &all.data, ipvg_tensor_bytes(&all)));
+    if (p->hollow) all.data = NULL;
+    for (int i = 0; i < n; i++) {
+        ipvg_tensor part = ipvg_tensor_slice(&all, i * t[i]->shape[0], t[i]->shape[0]);
+        if (part.ndim == 1) part.ld = part.shape[0];
+        if (!p->hollow) IPVG_TRY(fill(p, &part, t[i]));
+        if (!p->home->planning || p->hollow) *t[i] = part;
+    }
+    if (joined) *joined = all;
+done:
+    return status;
+}
+
+ipvg_status ipvg_place(ipvg_placing *p, ipvg_tensor *t, ipvg_dtype dtype)
+{
+    return ipvg_place_joined(p, NULL, &t, 1, dtype);
+}
+
+ipvg_status ipvg_place_model(ipvg_exec *ex, ipvg_arena *home, ipvg_status (*place)(ipvg_placing *p, void *model),
+                             void *model, bool hollow)
+{
+    ipvg_placing p = {.ex = ex, .home = home, .hollow = hollow};
+    ipvg_status status = IPVG_OK;
+
+    if (ex->be->host) return IPVG_OK;
+    ipvg_arena_plan(ex->arena);
+    ipvg_arena_plan(home);
+    IPVG_TRY(place(&p, model));
+    if (hollow) goto done;
+    IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak));
+    IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, home, home->peak));
+    IPVG_TRY(place(&p, model));
+done:
+    ex->arena->planning = false;
+    return status;
+}
