@@ -17,7 +17,7 @@ BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-de
 TEST_PACKAGES := ffmpeg clang libomp-dev
 FUZZ_PACKAGES := libclang-rt-dev
 
-.PHONY: demo test build lint format sanitize parity bench fuzz test-peers test-gateways packages test-packages clean
+.PHONY: demo test test-cuda build lint format sanitize parity bench fuzz test-peers test-gateways packages test-packages clean
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -68,6 +68,10 @@ format: $(VENV)/.ready
 
 parity: build
 	@$(PY) -m ipvg.parity
+
+# The CUDA engine on an emulated device (minutes), and cuDNN's plans where cuDNN is.
+test-cuda: build
+	IPVG_TEST_CUDA=1 $(PY) -m pytest tests/test_cuda.py
 
 bench: build
 	@for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done

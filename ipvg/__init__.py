@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
     from .chat import RemoteError
     from .checkpoint import Checkpoint
+    from .cuda import error as cuda_error
     from .enhance import Enhanced, OfflineMiss, PromptEnhancer
     from .enhancement import Enhancement
     from .face import Embedder
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .guidance import Branch, Guidance
     from .local import LocalEnhancer
     from .lora import Lora
-    from .cuda import error as cuda_error
     from .memory import estimate as memory_estimate
     from .pipeline import Pipeline, generate
     from .reference import EndpointReference, VaceReference

@@ -39,7 +39,9 @@ def load() -> ModuleType:
     try:
         return importlib.import_module("ipvg._cuda")
     except ImportError:
-        raise ImportError(f"the CUDA extension does not load: {first}. pip install 'ipvg[cuda]' brings the libraries") from None
+        raise ImportError(
+            f"the CUDA extension does not load: {first}. pip install 'ipvg[cuda]' brings the libraries"
+        ) from None
 
 
 def error() -> str | None:

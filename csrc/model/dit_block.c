@@ -72,8 +72,8 @@ ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *b)
     const ipvg_dtype half = p->ex->be->activation;
     ipvg_dit_attention *self = &b->self, *cross = &b->cross;
     ipvg_tensor *const w[] = {&self->q.w, &self->k.w, &self->v.w}, *const bias[] = {&self->q.b, &self->k.b, &self->v.b};
-    ipvg_dit_linear *const linears[] = {&self->o, &cross->q, &cross->k, &cross->v, &cross->o, &b->up, &b->down,
-                                        &b->before, &b->after};
+    ipvg_dit_linear *const linears[] = {&self->o, &cross->q, &cross->k,  &cross->v, &cross->o,
+                                        &b->up,   &b->down,  &b->before, &b->after};
     ipvg_tensor *const vectors[] = {&b->modulation, &self->norm_q, &self->norm_k, &cross->norm_q,
                                     &cross->norm_k, &b->norm3_w,   &b->norm3_b};
     ipvg_status status;

@@ -155,7 +155,8 @@ static int read_name(PyObject *name, int *gpu)
     int used = 0;
     *gpu = -1;
     if (!text && !PyErr_Occurred())
-        PyErr_Format(PyExc_TypeError, "device name: expected 'cpu', 'cuda' or 'cuda:1', got %.100s", Py_TYPE(name)->tp_name);
+        PyErr_Format(PyExc_TypeError, "device name: expected 'cpu', 'cuda' or 'cuda:1', got %.100s",
+                     Py_TYPE(name)->tp_name);
     if (!text) return 0;
     if (strcmp(text, "cpu") == 0) return 1;
     if (strcmp(text, "cuda") == 0) return *gpu = 0, 1;
@@ -173,7 +174,8 @@ static const ipvg_cuda_api *cuda_api(ipvg_context *ctx)
     if (capsule) api = PyCapsule_GetPointer(capsule, IPVG_CUDA_CAPSULE);
     if (api && (api->version != IPVG_CUDA_API || api->size != sizeof(ipvg_backend))) {
         api = NULL;
-        ipvg_py_raise(ctx, ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "the CUDA extension is of another build: build ipvg again"));
+        ipvg_py_raise(ctx,
+                      ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "the CUDA extension is of another build: build ipvg again"));
     }
     if (!api && PyErr_ExceptionMatches(PyExc_ImportError)) {
         PyObject *type, *value, *where;

@@ -17,7 +17,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "emulated"
-COMMON = ["-O3", "-g", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+COMMON = [
+    "-O3",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+]
 COMMON += ["-Itests/cuda/fake", "-Itests/cuda", "-Ikernels", f"-I{sysconfig.get_path('include')}"]
 C = ["gcc", "-std=c11", "-D_GNU_SOURCE", *COMMON]
 CPP = ["g++", "-std=c++17", *COMMON, "-x", "c++"]
@@ -31,7 +41,9 @@ def build() -> Path:
     sources |= {"csrc/ops/ops.c": C, "csrc/python/cuda.c": C, "tests/cuda/blas.c": C, "tests/cuda/dnn.c": C}
     sources |= {str(path.relative_to(ROOT)): CPP for path in sorted((ROOT / "kernels").glob("*.cu"))}
     sources |= {f"tests/cuda/{name}.cc": CPP for name in ("block", "memory", "stream")}
-    headers = [p for f in ("csrc", "kernels", "tests/cuda") for p in (ROOT / f).rglob("*") if p.suffix in (".h", ".cuh")]
+    headers = [
+        p for f in ("csrc", "kernels", "tests/cuda") for p in (ROOT / f).rglob("*") if p.suffix in (".h", ".cuh")
+    ]
     newest = max(path.stat().st_mtime for path in headers)
     OUT.mkdir(parents=True, exist_ok=True)
     objects = {source: OUT / (source.replace("/", "-") + ".o") for source in sources}
@@ -45,7 +57,9 @@ def build() -> Path:
         list(pool.map(compile_one, sources))
     library = OUT / "_cuda.so"
     if not library.exists() or library.stat().st_mtime < max(path.stat().st_mtime for path in objects.values()):
-        subprocess.run(["g++", "-shared", "-fopenmp", *map(str, objects.values()), "-lm", "-o", str(library)], check=True)
+        subprocess.run(
+            ["g++", "-shared", "-fopenmp", *map(str, objects.values()), "-lm", "-o", str(library)], check=True
+        )
     return library
 
 

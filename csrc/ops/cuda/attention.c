@@ -72,10 +72,10 @@ static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights
                                .out = IPVG_F32};
     IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, scores, at(j->q, first, column), at(j->k, 0, column), NULL));
     if (j->bias) bias = (ipvg_k_array){at(j->bias, head, 0), IPVG_K_F32, j->bias->ld};
-    IPVG_TRY(ipvg_cuda_check(ex->ctx,
-                             ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0],
-                                            ipvg_cuda_of(ex)->stream),
-                             "softmax"));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx,
+        ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0], ipvg_cuda_of(ex)->stream),
+        "softmax"));
     const ipvg_gemm sum = {.rows = rows,
                            .n = d,
                            .k = lk,
@@ -108,8 +108,8 @@ static ipvg_status in_steps(ipvg_exec *ex, const job *j)
     IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &scores, (size_t)(heads * rows * row)));
     weights = scores;
     if (j->q->dtype != IPVG_F32)
-        IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &weights,
-                                  (size_t)(heads * rows * lk) * ipvg_dtype_size(j->q->dtype)));
+        IPVG_TRY(
+            ipvg_arena_alloc(ex->ctx, ex->arena, &weights, (size_t)(heads * rows * lk) * ipvg_dtype_size(j->q->dtype)));
     if (ipvg_planning(ex)) goto done;
     for (int64_t head = 0; head < j->heads; head += heads)
         for (int64_t first = 0; first < lq; first += rows)
@@ -123,7 +123,8 @@ done:
 ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
                                 const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
 {
-    const job j = {.o = o, .q = q, .k = k, .v = v, .bias = bias, .heads = heads, .d = q->shape[1] / heads, .scale = scale};
+    const job j = {
+        .o = o, .q = q, .k = k, .v = v, .bias = bias, .heads = heads, .d = q->shape[1] / heads, .scale = scale};
     bool did;
     ipvg_status status;
 

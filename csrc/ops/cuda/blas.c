@@ -68,7 +68,7 @@ static void name_file(ipvg_blas *b)
 {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     struct cudaDeviceProp properties;
-    char folder[512], gpu[96];
+    char folder[512], own[520], gpu[96];
     size_t n = 0;
     int size;
 
@@ -84,9 +84,9 @@ static void name_file(ipvg_blas *b)
         return;
     if (size >= (int)sizeof folder - 6) return;
     mkdir(folder, 0777);
-    strcat(folder, "/ipvg");
-    if (mkdir(folder, 0777) && errno != EEXIST) return;
-    size = snprintf(b->file, sizeof b->file, "%s/gemm-%s-%zu.txt", folder, gpu, cublasLtGetVersion());
+    snprintf(own, sizeof own, "%s/ipvg", folder);
+    if (mkdir(own, 0777) && errno != EEXIST) return;
+    size = snprintf(b->file, sizeof b->file, "%s/gemm-%s-%zu.txt", own, gpu, cublasLtGetVersion());
     if (size >= (int)sizeof b->file) b->file[0] = 0;
 }
 
@@ -122,7 +122,8 @@ static void save(ipvg_blas *b)
         int64_t key[KEY_NUMBERS];
         memcpy(key, &b->entries[i].key, sizeof key);
         for (int k = 0; k < KEY_NUMBERS; k++) fprintf(f, "%" PRIx64 " ", (uint64_t)key[k]);
-        for (int k = 0; k < 8; k++) fprintf(f, "%" PRIx64 "%c", (uint64_t)b->entries[i].algorithm.data[k], k < 7 ? ' ' : '\n');
+        for (int k = 0; k < 8; k++)
+            fprintf(f, "%" PRIx64 "%c", (uint64_t)b->entries[i].algorithm.data[k], k < 7 ? ' ' : '\n');
     }
     if (fclose(f) || rename(temporary, b->file)) unlink(temporary);
 }
@@ -181,9 +182,11 @@ static ipvg_status layout(ipvg_context *ctx, cublasLtMatrixLayout_t *out, int64_
 {
     const int32_t count = (int32_t)batch;
     ipvg_status status;
-    IPVG_TRY(check(ctx, cublasLtMatrixLayoutCreate(out, type_of(dtype), (uint64_t)rows, (uint64_t)columns, ld), "a layout"));
+    IPVG_TRY(
+        check(ctx, cublasLtMatrixLayoutCreate(out, type_of(dtype), (uint64_t)rows, (uint64_t)columns, ld), "a layout"));
     if (batch == 1) goto done;
-    IPVG_TRY(check(ctx, cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+    IPVG_TRY(check(ctx,
+                   cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
                    "a batch"));
     IPVG_TRY(check(
         ctx, cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step),
@@ -213,10 +216,10 @@ static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g, c
 
     /* COMPUTE_32F, not its FAST_TF32 form: float32 stays float32. */
     IPVG_TRY(check(ctx, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a description"));
-#define SET(attribute, value)                                                                                      \
-    IPVG_TRY(check(ctx, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_##attribute, &(value),   \
-                                                       sizeof(value)),                                             \
-                   #attribute))
+#define SET(attribute, value)                                                                                         \
+    IPVG_TRY(check(                                                                                                   \
+        ctx, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_##attribute, &(value), sizeof(value)), \
+        #attribute))
     SET(TRANSA, transposed);
     SET(EPILOGUE, epilogue);
     if (g->bias) {
@@ -224,13 +227,15 @@ static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g, c
         SET(BIAS_DATA_TYPE, bias_type);
     }
 #undef SET
-    IPVG_TRY(layout(ctx, &p->a, g->in, g->upright ? g->n : g->k, g->upright ? g->k : g->n, g->ldw, g->batch, g->step_w));
+    IPVG_TRY(
+        layout(ctx, &p->a, g->in, g->upright ? g->n : g->k, g->upright ? g->k : g->n, g->ldw, g->batch, g->step_w));
     IPVG_TRY(layout(ctx, &p->b, g->in, g->k, g->rows, g->ldx, g->batch, g->step_x));
     IPVG_TRY(layout(ctx, &p->d, g->out, g->n, g->rows, g->ldy, g->batch, g->step_y));
     IPVG_TRY(check(ctx, cublasLtMatmulPreferenceCreate(&p->preference), "a preference"));
-#define SET(attribute, value)                                                                                        \
-    IPVG_TRY(check(ctx, cublasLtMatmulPreferenceSetAttribute(p->preference, CUBLASLT_MATMUL_PREF_##attribute, &(value), \
-                                                             sizeof(value)),                                         \
+#define SET(attribute, value)                                                                                      \
+    IPVG_TRY(check(ctx,                                                                                            \
+                   cublasLtMatmulPreferenceSetAttribute(p->preference, CUBLASLT_MATMUL_PREF_##attribute, &(value), \
+                                                        sizeof(value)),                                            \
                    #attribute))
     SET(MAX_WORKSPACE_BYTES, workspace);
     SET(REDUCTION_SCHEME_MASK, no_splits);
@@ -282,8 +287,9 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     float least = __builtin_inff();
     ipvg_status status;
 
-    IPVG_TRY(check(ctx, cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
-                                                       b->tune ? TRIED : 1, found, &count),
+    IPVG_TRY(check(ctx,
+                   cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
+                                                  b->tune ? TRIED : 1, found, &count),
                    "no algorithm for this shape"));
     if (count == 0) {
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld)",

@@ -8,7 +8,7 @@
  * algorithm is remembered: all of one type, so that it has no padding. */
 typedef struct ipvg_gemm {
     int64_t rows, n, k;
-    int64_t ldx, ldw, ldy;         /* elements from row to row */
+    int64_t ldx, ldw, ldy;          /* elements from row to row */
     int64_t batch;                  /* matrices ... */
     int64_t step_x, step_w, step_y; /* ... so many elements apart */
     int64_t in, out;                /* ipvg_dtype of x and w; of y and the bias */

@@ -44,8 +44,7 @@ ipvg_status ipvg_cuda_conv_prepare(ipvg_exec *ex, ipvg_conv *conv)
     if (ipvg_planning(ex)) goto done;
     for (int64_t turn = 0; turn < p.turns; turn++) {
         to.data = (char *)p.weights + (size_t)turn * p.turn_bytes;
-        LAUNCH("conv weights",
-               ipvg_k_conv_weights(to, from, cout, cin, conv->kt, plane, turn, p.cout, p.cin, stream));
+        LAUNCH("conv weights", ipvg_k_conv_weights(to, from, cout, cin, conv->kt, plane, turn, p.cout, p.cin, stream));
     }
     IPVG_TRY(ipvg_cuda_array(ex, &padded_bias, "conv", &p.bias));
     bias.ld = 1; /* as planes of one pixel: the columns beyond cout become zero */
@@ -155,8 +154,7 @@ ipvg_status ipvg_cuda_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_t
         IPVG_TRY(gather(ex, &input, x, n, conv, p));
         frames = input.data;
     }
-    if (after)
-        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &result, dtype, 2, (const int64_t[]){pixels, p->cout}));
+    if (after) IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &result, dtype, 2, (const int64_t[]){pixels, p->cout}));
     IPVG_TRY(ipvg_dnn_conv_workspace(ex, &bytes, &shape));
     if (bytes) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &workspace, bytes));
     if (ipvg_planning(ex)) goto done;
@@ -173,7 +171,8 @@ done:
     return status;
 }
 
-ipvg_status ipvg_cuda_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu)
+ipvg_status ipvg_cuda_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma,
+                                bool silu)
 {
     ipvg_k_array to, from, g;
     const ipvg_k_array none = {0};

@@ -70,7 +70,8 @@ static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *s
     for (int i = 0; i < d->count; i++) {
         e = d->entries[i];
         if (e->is_conv != (conv != NULL)) continue;
-        if (conv ? memcmp(&e->key.conv, conv, sizeof *conv) : memcmp(&e->key.sdpa, sdpa, sizeof *sdpa)) continue;
+        if (conv && memcmp(&e->key.conv, conv, sizeof *conv)) continue;
+        if (sdpa && memcmp(&e->key.sdpa, sdpa, sizeof *sdpa)) continue;
         *out = e;
         return IPVG_OK;
     }
@@ -82,10 +83,8 @@ static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *s
         return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a plan");
     }
     e->is_conv = conv != NULL;
-    if (conv)
-        e->key.conv = *conv;
-    else
-        e->key.sdpa = *sdpa;
+    if (conv) e->key.conv = *conv;
+    if (sdpa) e->key.sdpa = *sdpa;
     status = conv ? ipvg_plan_conv(ex->ctx, &e->plan, target, conv) : ipvg_plan_sdpa(ex->ctx, &e->plan, target, sdpa);
     e->offered = status == IPVG_OK;
     if (status != IPVG_OK && status != IPVG_E_UNSUPPORTED) {
@@ -99,7 +98,7 @@ static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *s
 
 static ipvg_status workspace(ipvg_exec *ex, size_t *bytes, const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)
 {
-    const entry *e;
+    const entry *e = NULL;
     ipvg_status status;
     *bytes = 0;
     IPVG_TRY(plan_for(ex, &e, sdpa, conv));
@@ -111,16 +110,18 @@ done:
     return status;
 }
 
-static ipvg_status run(ipvg_exec *ex, const ipvg_plan *plan, int count, const int64_t *uids, void **pointers, void *space)
+static ipvg_status run(ipvg_exec *ex, const ipvg_plan *plan, int count, const int64_t *uids, void **pointers,
+                       void *space)
 {
     ipvg_dnn *d = ipvg_cuda_of(ex)->dnn;
     ipvg_context *ctx = ex->ctx;
     cudnnBackendDescriptor_t pack = NULL;
     ipvg_status status;
 
-#define SET(attribute, type, n, values)                                                                                \
-    IPVG_TRY(check(ctx, cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_##attribute, CUDNN_TYPE_##type, (n), (values)), \
-                   #attribute))
+#define SET(attribute, type, n, values)                                                                             \
+    IPVG_TRY(check(                                                                                                 \
+        ctx, cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_##attribute, CUDNN_TYPE_##type, (n), (values)), \
+        #attribute))
     IPVG_TRY(check(ctx, cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack), "arguments"));
     SET(UNIQUE_IDS, INT64, count, uids);
     SET(DATA_POINTERS, VOID_PTR, count, pointers);
@@ -148,7 +149,7 @@ ipvg_status ipvg_dnn_sdpa(ipvg_exec *ex, const ipvg_sdpa *s, float scale, void *
 {
     static const int64_t uids[] = {IPVG_UID_Q, IPVG_UID_K, IPVG_UID_V, IPVG_UID_O, IPVG_UID_SCALE};
     void *pointers[] = {(void *)(uintptr_t)q, (void *)(uintptr_t)k, (void *)(uintptr_t)v, o, &scale};
-    const entry *e;
+    const entry *e = NULL;
     ipvg_status status;
     IPVG_TRY(plan_for(ex, &e, s, NULL));
     IPVG_TRY(run(ex, &e->plan, 5, uids, pointers, space));
@@ -161,7 +162,7 @@ ipvg_status ipvg_dnn_conv_run(ipvg_exec *ex, const ipvg_dnn_conv *c, void *y, co
 {
     static const int64_t uids[] = {IPVG_UID_X, IPVG_UID_W, IPVG_UID_Y, IPVG_UID_BIAS};
     void *pointers[] = {(void *)(uintptr_t)x, (void *)(uintptr_t)w, y, (void *)(uintptr_t)bias};
-    const entry *e;
+    const entry *e = NULL;
     ipvg_status status;
     IPVG_TRY(plan_for(ex, &e, NULL, c));
     IPVG_TRY(run(ex, &e->plan, c->bias ? 4 : 3, uids, pointers, space));

@@ -7,7 +7,7 @@
 
 /* o (lq, heads d) = softmax(scale q k^T) v for each head: fused, 16-bit. This and the next are keys, as ipvg_gemm. */
 typedef struct ipvg_sdpa {
-    int64_t batch;              /* that many of all, one after the other */
+    int64_t batch; /* that many of all, one after the other */
     int64_t heads, lq, lk, d;
     int64_t ldq, ldk, ldv, ldo; /* elements from token to token */
     int64_t dtype;              /* ipvg_dtype: bfloat16 or float16 */

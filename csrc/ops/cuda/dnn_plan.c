@@ -4,8 +4,8 @@
 
 typedef cudnnBackendDescriptor_t descriptor;
 
-#define CONFIGS 48                       /* engine configurations that are tried, best first */
-#define WORKSPACE ((int64_t)512 << 20)   /* bytes; a plan that wants more is passed over */
+#define CONFIGS 48                     /* engine configurations that are tried, best first */
+#define WORKSPACE ((int64_t)512 << 20) /* bytes; a plan that wants more is passed over */
 
 static ipvg_status check(ipvg_context *ctx, cudnnStatus_t s, const char *what)
 {
@@ -17,7 +17,7 @@ static ipvg_status check(ipvg_context *ctx, cudnnStatus_t s, const char *what)
                      "cuDNN: %s: %s: %s", what, cudnnGetErrorString(s), why);
 }
 
-#define SET(d, attribute, type, count, values)                                                                     \
+#define SET(d, attribute, type, count, values)                                                                       \
     IPVG_TRY(check(ctx, cudnnBackendSetAttribute((d), CUDNN_ATTR_##attribute, CUDNN_TYPE_##type, (count), (values)), \
                    #attribute))
 #define CREATE(out, kind) IPVG_TRY(check(ctx, cudnnBackendCreateDescriptor(CUDNN_BACKEND_##kind, &(out)), #kind))
@@ -95,7 +95,8 @@ done:
     return status;
 }
 
-static ipvg_status addition(ipvg_context *ctx, descriptor *mode, descriptor *out, descriptor x, descriptor b, descriptor y)
+static ipvg_status addition(ipvg_context *ctx, descriptor *mode, descriptor *out, descriptor x, descriptor b,
+                            descriptor y)
 {
     const cudnnPointwiseMode_t add = CUDNN_POINTWISE_ADD;
     const cudnnDataType_t type = CUDNN_DATA_FLOAT;
@@ -116,7 +117,8 @@ done:
 
 /* ==== from a graph to a plan ==== */
 
-static ipvg_status graph_of(ipvg_context *ctx, descriptor *out, ipvg_plan_target target, descriptor *operations, int count)
+static ipvg_status graph_of(ipvg_context *ctx, descriptor *out, ipvg_plan_target target, descriptor *operations,
+                            int count)
 {
     ipvg_status status;
     CREATE(*out, OPERATIONGRAPH_DESCRIPTOR);
@@ -138,14 +140,13 @@ static ipvg_status look_at(ipvg_context *ctx, ipvg_plan *plan, bool *fits, descr
 
     *fits = true;
     CREATE(engine, ENGINE_DESCRIPTOR);
-    IPVG_TRY(check(ctx,
-                   cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &got,
-                                            &engine),
-                   "an engine"));
-    IPVG_TRY(check(ctx,
-                   cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &got,
-                                            &plan->engine),
-                   "an engine's number"));
+    IPVG_TRY(check(
+        ctx,
+        cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &got, &engine),
+        "an engine"));
+    IPVG_TRY(check(
+        ctx, cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &got, &plan->engine),
+        "an engine's number"));
     IPVG_TRY(check(ctx,
                    cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                                             CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes),
@@ -157,7 +158,8 @@ static ipvg_status look_at(ipvg_context *ctx, ipvg_plan *plan, bool *fits, descr
             notes[i] == CUDNN_NUMERICAL_NOTE_WINOGRAD || notes[i] == CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
             *fits = false;
         /* float32 on tensor cores is TF32 */
-        if (exact && (notes[i] == CUDNN_NUMERICAL_NOTE_TENSOR_CORE || notes[i] == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))
+        if (exact &&
+            (notes[i] == CUDNN_NUMERICAL_NOTE_TENSOR_CORE || notes[i] == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))
             *fits = false;
     }
     IPVG_TRY(check(ctx,
@@ -183,11 +185,12 @@ static ipvg_status try_config(ipvg_context *ctx, ipvg_plan *plan, ipvg_plan_targ
         SET(plan->plan, EXECUTION_PLAN_DEVICEPROP, BACKEND_DESCRIPTOR, 1, &target.device);
     FINISH(plan->plan, "a plan");
     IPVG_TRY(check(ctx,
-                   cudnnBackendGetAttribute(plan->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got,
-                                            &plan->workspace),
+                   cudnnBackendGetAttribute(plan->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
+                                            &got, &plan->workspace),
                    "a plan's workspace"));
     if (plan->workspace > WORKSPACE)
-        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuDNN: a plan wants %lld bytes of workspace", (long long)plan->workspace);
+        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuDNN: a plan wants %lld bytes of workspace",
+                           (long long)plan->workspace);
 done:
     if (status != IPVG_OK) destroy(&plan->plan);
     return status;
@@ -211,8 +214,8 @@ static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
         if (cudnnBackendFinalize(heuristics) != CUDNN_STATUS_SUCCESS) continue;
         for (int i = 0; i < CONFIGS; i++) CREATE(config[i], ENGINECFG_DESCRIPTOR);
         IPVG_TRY(check(ctx,
-                       cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                                CONFIGS, &count, config),
+                       cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                                CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, config),
                        "the heuristics"));
         out->offers += count;
         for (int64_t i = 0; i < count && i < CONFIGS && !out->plan; i++) {

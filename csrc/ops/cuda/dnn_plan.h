@@ -24,7 +24,17 @@ typedef struct ipvg_plan {
 } ipvg_plan;
 
 /* Names of the tensors in a variant pack. */
-enum { IPVG_UID_X = 1, IPVG_UID_W, IPVG_UID_BIAS, IPVG_UID_Y, IPVG_UID_Q, IPVG_UID_K, IPVG_UID_V, IPVG_UID_O, IPVG_UID_SCALE };
+enum {
+    IPVG_UID_X = 1,
+    IPVG_UID_W,
+    IPVG_UID_BIAS,
+    IPVG_UID_Y,
+    IPVG_UID_Q,
+    IPVG_UID_K,
+    IPVG_UID_V,
+    IPVG_UID_O,
+    IPVG_UID_SCALE
+};
 
 /* IPVG_E_UNSUPPORTED if no engine takes the shape. */
 ipvg_status ipvg_plan_sdpa(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target target, const ipvg_sdpa *s);

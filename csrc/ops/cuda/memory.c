@@ -18,10 +18,11 @@ static ipvg_status device_alloc(const ipvg_memory *m, ipvg_context *ctx, void **
     if (cudaMalloc(out, bytes ? bytes : IPVG_ALIGN) == cudaSuccess) return IPVG_OK;
     cudaGetLastError(); /* or the next launch reports it */
     cudaMemGetInfo(&available, &total);
-    return ipvg_fail(ctx, IPVG_E_MEMORY,
-                     "no memory on GPU %d for a buffer of %.1f MiB: %.1f of its %.1f MiB are free; try a smaller size, fewer "
-                     "frames or dtype='bfloat16'",
-                     cuda->device, (double)bytes / 1048576.0, (double)available / 1048576.0, (double)total / 1048576.0);
+    return ipvg_fail(
+        ctx, IPVG_E_MEMORY,
+        "no memory on GPU %d for a buffer of %.1f MiB: %.1f of its %.1f MiB are free; try a smaller size, fewer "
+        "frames or dtype='bfloat16'",
+        cuda->device, (double)bytes / 1048576.0, (double)available / 1048576.0, (double)total / 1048576.0);
 }
 
 static void device_free(const ipvg_memory *m, void *p)
@@ -39,8 +40,8 @@ static ipvg_status pinned_ready(ipvg_context *ctx, ipvg_cuda *cuda, int i)
         IPVG_TRY(ipvg_cuda_check(ctx, cudaHostAlloc(&cuda->pinned[i].data, PINNED, cudaHostAllocDefault),
                                  "pinned memory for copies"));
     if (!cuda->pinned[i].free)
-        IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->pinned[i].free,
-                                                               cudaEventDisableTiming),
+        IPVG_TRY(ipvg_cuda_check(ctx,
+                                 cudaEventCreateWithFlags((cudaEvent_t *)&cuda->pinned[i].free, cudaEventDisableTiming),
                                  "an event for copies"));
     if (cuda->pinned[i].used)
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventSynchronize(cuda->pinned[i].free), "a copy to the GPU"));
@@ -78,10 +79,10 @@ ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_
         int i = cuda->turn;
         IPVG_TRY(pinned_ready(ex->ctx, cuda, i));
         gather(cuda->pinned[i].data, (const char *)host_src + at, count, ex->ctx->threads);
-        IPVG_TRY(ipvg_cuda_check(ex->ctx,
-                                 cudaMemcpyAsync((char *)dst->data + at, cuda->pinned[i].data, count,
-                                                 cudaMemcpyHostToDevice, cuda->stream),
-                                 "a copy to the GPU"));
+        IPVG_TRY(ipvg_cuda_check(
+            ex->ctx,
+            cudaMemcpyAsync((char *)dst->data + at, cuda->pinned[i].data, count, cudaMemcpyHostToDevice, cuda->stream),
+            "a copy to the GPU"));
         IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->pinned[i].free, cuda->stream), "a copy to the GPU"));
         cuda->pinned[i].used = true;
         cuda->turn = !i;
@@ -96,8 +97,7 @@ ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor 
     ipvg_status status = IPVG_OK;
     if (ipvg_planning(ex)) return IPVG_OK;
     IPVG_TRY(ipvg_cuda_check(
-        ex->ctx,
-        cudaMemcpyAsync(host_dst, src->data, ipvg_tensor_bytes(src), cudaMemcpyDeviceToHost, cuda->stream),
+        ex->ctx, cudaMemcpyAsync(host_dst, src->data, ipvg_tensor_bytes(src), cudaMemcpyDeviceToHost, cuda->stream),
         "a copy from the GPU"));
     IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaStreamSynchronize(cuda->stream), "work on the GPU"));
 done:

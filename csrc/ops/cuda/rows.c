@@ -122,7 +122,8 @@ ipvg_status ipvg_cuda_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
     ARRAY(&to, "silu", y);
     ARRAY(&from, "silu", x);
     if (ipvg_planning(ex)) goto done;
-    LAUNCH("silu", ipvg_k_bias_act(to, from, (ipvg_k_array){0}, IPVG_K_ACT_SILU, ipvg_tensor_rows(x), x->ld, stream(ex)));
+    LAUNCH("silu",
+           ipvg_k_bias_act(to, from, (ipvg_k_array){0}, IPVG_K_ACT_SILU, ipvg_tensor_rows(x), x->ld, stream(ex)));
 done:
     return status;
 }
@@ -243,8 +244,8 @@ ipvg_status ipvg_cuda_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tens
     if (ipvg_planning(ex)) goto done;
     for (int64_t r = 0; r < count; r++)
         if (id[r] < 0 || id[r] >= table->shape[0]) {
-            status = ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "id %d at position %lld is outside the table of %lld rows", id[r],
-                               (long long)r, (long long)table->shape[0]);
+            status = ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "id %d at position %lld is outside the table of %lld rows",
+                               id[r], (long long)r, (long long)table->shape[0]);
             goto done;
         }
     host = malloc((size_t)count * width);

@@ -1,0 +1,80 @@
+"""The CUDA engine without a GPU: golden cases on the emulated device, cuDNN plans from a description of one.
+
+What only a GPU can show: cuBLASLt, fused attention and convolutions themselves, and every timing.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command, **environment):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def parity(stage, *cases):
+    return run(sys.executable, "-m", "tests.cuda.parity", stage, *cases)
+
+
+def test_golden_text_encoder_on_the_emulated_device():
+    parity("umt5", "L5", "pos")
+
+
+def test_golden_transformer_on_the_emulated_device():
+    """All intermediates of one forward; the device's memory is closed to the host and filled with NaN."""
+    parity("dit", "A/t500")
+
+
+def test_an_unknown_gpu_name_is_named():
+    import ipvg
+
+    with pytest.raises(ValueError, match="cuda:x"):
+        ipvg.Device("cuda:x")
+    with pytest.raises(TypeError, match="device name"):
+        ipvg.Device(3)
+
+
+def test_cuda_error_says_why_there_is_none():
+    """On a machine with a GPU and the extension there is nothing to say."""
+    import ipvg
+
+    text = ipvg.cuda_error()
+    assert text is None or any(word in text for word in ("built without CUDA", "does not load", "no GPU"))
+
+
+def cudnn():
+    """(include folders, library folders) of cuDNN and the CUDA runtime, or None."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if (home / "include/cudnn.h").is_file():
+        return [home / "include"], [home / "lib64", home / "lib"]
+    spec = importlib.util.find_spec("nvidia")
+    for root in map(Path, spec.submodule_search_locations if spec else ()):
+        if (root / "cudnn/include/cudnn.h").is_file():
+            return [root / "cu13/include", root / "cudnn/include"], [root / "cu13/lib", root / "cudnn/lib"]
+    return None
+
+
+@pytest.mark.skipif(cudnn() is None, reason="cuDNN is neither in CUDA_HOME nor installed as NVIDIA's pip wheel")
+def test_every_shape_of_the_real_models_has_a_cudnn_plan(tmp_path):
+    include, libraries = cudnn()
+    shared = next(path for folder in libraries for path in sorted(folder.glob("libcudnn.so*")))
+    run(
+        "gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", *[f"-I{path}" for path in include],
+        "tests/cuda/plans.c", "csrc/ops/cuda/dnn_plan.c", "csrc/base/context.c", "csrc/base/tensor.c", str(shared),
+        f"-Wl,-rpath,{shared.parent}", "-fopenmp", "-lm", "-ldl", "-o", str(tmp_path / "plans"),
+    )  # fmt: skip
+    for folder in libraries:  # attention's engines want a driver's library to be there; the toolkit's stub is enough
+        if (stub := folder / "stubs/libcuda.so").is_file():
+            (tmp_path / "libcuda.so.1").symlink_to(stub)
+            break
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("LD_LIBRARY_PATH")]))
+    told = run(str(tmp_path / "plans"), "tests/cuda/h100.json", LD_LIBRARY_PATH=path).splitlines()
+    assert told[-1].startswith("156 shapes, 0 without a plan")
