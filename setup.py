@@ -4,9 +4,9 @@
     python setup.py build_ext --inplace      # for work in this folder; compiles only what changed
     pip install .
 
-`_cuda` (the GPU) is built where CUDA 13 and cuDNN 9 are: in the toolkit that CUDA_HOME names, or as NVIDIA's pip wheels in the
-Python that builds (`pip install '.[cuda]' --no-build-isolation` finds those of its environment). IPVG_CUDA_ARCH=90 compiles
-its kernels for that architecture alone, in a fifth of the time.
+`_cuda` (the GPU) is built where CUDA 13 and cuDNN 9 are: in the toolkit that CUDA_HOME names, or as NVIDIA's pip wheels
+in the Python that builds (so with --no-build-isolation). IPVG_CUDA_ARCH=90 compiles its kernels for that architecture
+alone, in a fifth of the time.
 
 CC chooses the compiler. DNNL_ROOT names a oneDNN outside the system's folders. IPVG_JOBS limits the compilers at work.
 """

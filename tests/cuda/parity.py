@@ -1,7 +1,7 @@
 """Golden cases on the emulated device: python -m tests.cuda.parity stage case [case ...] [--dtype bfloat16]
 
-Prints a line a comparison that fails, then the worst. float32: the bounds of `ipvg parity`. bfloat16: nothing is held to
-them; the velocity's error against the float32 reference is printed for the caller to judge.
+Prints a line a comparison that fails, then the worst. float32: the bounds of `ipvg parity`. bfloat16: nothing is held
+to them; errors against the float32 reference are printed for the caller to judge.
 """
 
 from __future__ import annotations
