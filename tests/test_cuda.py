@@ -24,13 +24,26 @@ def parity(stage, *cases):
     return run(sys.executable, "-m", "tests.cuda.parity", stage, *cases)
 
 
+emulated = pytest.mark.skipif(
+    not os.environ.get("IPVG_TEST_CUDA"), reason="minutes: `make test-cuda` runs it (IPVG_TEST_CUDA=1)"
+)
+
+
+@emulated
 def test_golden_text_encoder_on_the_emulated_device():
     parity("umt5", "L5", "pos")
 
 
+@emulated
 def test_golden_transformer_on_the_emulated_device():
     """All intermediates of one forward; the device's memory is closed to the host and filled with NaN."""
     parity("dit", "A/t500")
+
+
+@emulated
+def test_golden_autoencoder_on_the_emulated_device():
+    """Rings of frames, their turned weights, missing history; every block's output."""
+    parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")
 
 
 def test_an_unknown_gpu_name_is_named():
