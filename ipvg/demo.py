@@ -35,17 +35,17 @@ def run(
     """
     began = time.monotonic()
     picture = _repository() / "models" / "tiny" / "examples" / PICTURE
-    checkpoint, trained = _checkpoint()
+    folder, trained = checkpoint()
     size = SMALLEST if smallest else {} if trained else UNTRAINED
     out.mkdir(parents=True, exist_ok=True)
-    pipe = Pipeline.load(checkpoint, threads=threads)
+    pipe = Pipeline.load(folder, threads=threads)
     still = {name: SMALLEST[name] for name in ("size", "steps")} if smallest else {} if trained else STILL
     maker = VaceReference(pipe, candidates=2 if still else 4, **still)
     enhanced = enhance(
         str(picture), PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo", progress=progress
     )
     path = enhanced.save(out / "demo.json")
-    settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(checkpoint), "threads": threads, **size})
+    settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(folder), "threads": threads, **size})
     video, pipe = jobs.make(settings, progress)
     files = {"picture": str(picture), "enhancement": str(path), "reference": enhanced.reference}
     files |= jobs.save(video, out / "demo.mp4", pipe)
@@ -54,7 +54,7 @@ def run(
     return files, {**settings, **record}
 
 
-def _checkpoint() -> tuple[Path, bool]:
+def checkpoint() -> tuple[Path, bool]:
     """(folder, trained): the bundled checkpoint, or the untrained one that models/recipe.py makes."""
     try:
         return bundled(), True
