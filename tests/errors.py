@@ -1,7 +1,7 @@
 """ERRORS.md, the table of errors, from the tests that provoke them: `python tests/errors.py` writes it anew.
 
 Every `pytest.raises(TYPE, match=TEXT)` in tests/ is a row; types and texts that a parametrize decorator gives are
-looked up there. The tests run in CI, so that what the table says is what happens; tests/test_errors.py keeps it up to date.
+looked up there. The tests run in CI, so that the table is true; tests/test_errors.py keeps it up to date.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def table() -> str:
         "# Errors",
         "",
         "What the public calls raise, with a part of the text. Made by `python tests/errors.py` from the tests that",
-        "provoke each one; `...` stands for anything, `|` for one or the other. No call ends the process or prints instead.",
+        "provoke each one; `...` stands for anything, `|` for one or the other.",
     ]
     found = rows()
     for kind, meaning in MEANING.items():

@@ -73,6 +73,6 @@ def test_import_is_light():
     """What `import ipvg` loads besides NumPy: itself. benchmarks/import_time.py has the milliseconds."""
     code = "import numpy, sys; before = set(sys.modules); import ipvg; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    # __future__ is there already in an editable install; importlib is frozen into the interpreter, which shows it late (3.10)
+    # __future__ is there already in an editable install; importlib is frozen into the interpreter (3.10 shows it late)
     frozen = {"__future__", "importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
     assert set(done.stdout.split()) - frozen == {"ipvg"}
