@@ -82,7 +82,8 @@ ipvg_status ipvg_dnn_conv_workspace(ipvg_exec *ex, size_t *bytes, const ipvg_dnn
     return (void)ex, (void)c, *bytes = WORKSPACE, IPVG_OK;
 }
 
-static double at(const convolution *v, const float *frames, const float *weights, int64_t k, int64_t row, int64_t column)
+static double at(const convolution *v, const float *frames, const float *weights, int64_t k, int64_t row,
+                 int64_t column)
 {
     const ipvg_dnn_conv *c = &v->c;
     double sum = 0;
@@ -91,7 +92,8 @@ static double at(const convolution *v, const float *frames, const float *weights
             for (int64_t j = 0; j < c->kw; j++) {
                 int64_t y = row * c->stride + i - c->top, x = column * c->stride + j - c->left;
                 if (y < 0 || y >= c->h || x < 0 || x >= c->w) continue;
-                const int64_t in = ((t * c->h + y) * c->w + x) * c->cin, w = (((k * c->kt + t) * c->kh + i) * c->kw + j) * c->cin;
+                const int64_t in = ((t * c->h + y) * c->w + x) * c->cin,
+                              w = (((k * c->kt + t) * c->kh + i) * c->kw + j) * c->cin;
                 sum += (double)numbers_dot(frames + in, weights + w, c->cin);
             }
     return sum;

@@ -34,10 +34,19 @@ static void report(const char *name, ipvg_status status, ipvg_plan *plan, bool w
     ipvg_plan_free(plan);
 }
 
-static void sdpa(int64_t batch, int64_t heads, int64_t lq, int64_t lk, int64_t d, int64_t ldq, int64_t ldk, ipvg_dtype dtype)
+static void sdpa(int64_t batch, int64_t heads, int64_t lq, int64_t lk, int64_t d, int64_t ldq, int64_t ldk,
+                 ipvg_dtype dtype)
 {
-    const ipvg_sdpa s = {.batch = batch, .heads = heads, .lq = lq, .lk = lk, .d = d, .ldq = ldq, .ldk = ldk, .ldv = ldk,
-                         .ldo = heads * d, .dtype = dtype};
+    const ipvg_sdpa s = {.batch = batch,
+                         .heads = heads,
+                         .lq = lq,
+                         .lk = lk,
+                         .d = d,
+                         .ldq = ldq,
+                         .ldk = ldk,
+                         .ldv = ldk,
+                         .ldo = heads * d,
+                         .dtype = dtype};
     ipvg_plan plan;
     char name[128];
     snprintf(name, sizeof name, "attention %lld x %lld heads of %lld, %lld x %lld, rows %lld %lld %s", (long long)batch,
@@ -47,16 +56,29 @@ static void sdpa(int64_t batch, int64_t heads, int64_t lq, int64_t lk, int64_t d
     report(name, status, &plan, false); /* the fused engines do not say what they use */
 }
 
-static void conv(int64_t cin, int64_t cout, int64_t h, int64_t w, int kt, int kh, int stride, ipvg_dtype dtype, bool bias)
+static void conv(int64_t cin, int64_t cout, int64_t h, int64_t w, int kt, int kh, int stride, ipvg_dtype dtype,
+                 bool bias)
 {
     const int64_t around = kh == 3;
-    const ipvg_dnn_conv c = {.cin = cin, .cout = cout, .h = h, .w = w, .kt = kt, .kh = kh, .kw = kh, .stride = stride,
-                             .top = stride == 1 ? around : 0, .left = stride == 1 ? around : 0, .bottom = around,
-                             .right = around, .dtype = dtype, .bias = bias};
+    const ipvg_dnn_conv c = {.cin = cin,
+                             .cout = cout,
+                             .h = h,
+                             .w = w,
+                             .kt = kt,
+                             .kh = kh,
+                             .kw = kh,
+                             .stride = stride,
+                             .top = stride == 1 ? around : 0,
+                             .left = stride == 1 ? around : 0,
+                             .bottom = around,
+                             .right = around,
+                             .dtype = dtype,
+                             .bias = bias};
     ipvg_plan plan;
     char name[128];
     snprintf(name, sizeof name, "conv %lldx%dx%d %lld -> %lld of %lldx%lld, stride %d %s%s", (long long)kt, kh, kh,
-             (long long)cin, (long long)cout, (long long)w, (long long)h, stride, ipvg_dtype_name(dtype), bias ? ", bias" : "");
+             (long long)cin, (long long)cout, (long long)w, (long long)h, stride, ipvg_dtype_name(dtype),
+             bias ? ", bias" : "");
     ipvg_status status = ipvg_plan_conv(&ctx, &plan, target, &c);
     report(name, status, &plan, dtype != IPVG_F32);
     if (kt * h * w * (cin > cout ? cin : cout) >= (int64_t)1 << 31) {
@@ -74,17 +96,35 @@ static void vae(int64_t h, int64_t w, ipvg_dtype dtype)
         int down, kt, k, stride;
     } all[] = {
         /* decoder */
-        {16, 16, 8, 1, 1, 1}, {16, 384, 8, 3, 3, 1}, {384, 384, 8, 3, 3, 1}, {384, 384, 8, 3, 1, 1},
-        {384, 192, 4, 1, 3, 1}, {192, 384, 4, 3, 3, 1}, {192, 384, 4, 1, 1, 1}, {384, 384, 4, 3, 3, 1},
-        {384, 384, 4, 3, 1, 1}, {384, 192, 2, 1, 3, 1}, {192, 192, 2, 3, 3, 1}, {192, 96, 1, 1, 3, 1},
-        {96, 96, 1, 3, 3, 1}, {96, in, 1, 3, 3, 1},
+        {16, 16, 8, 1, 1, 1},
+        {16, 384, 8, 3, 3, 1},
+        {384, 384, 8, 3, 3, 1},
+        {384, 384, 8, 3, 1, 1},
+        {384, 192, 4, 1, 3, 1},
+        {192, 384, 4, 3, 3, 1},
+        {192, 384, 4, 1, 1, 1},
+        {384, 384, 4, 3, 3, 1},
+        {384, 384, 4, 3, 1, 1},
+        {384, 192, 2, 1, 3, 1},
+        {192, 192, 2, 3, 3, 1},
+        {192, 96, 1, 1, 3, 1},
+        {96, 96, 1, 3, 3, 1},
+        {96, in, 1, 3, 3, 1},
         /* encoder */
-        {in, 96, 1, 3, 3, 1}, {96, 96, 1, 1, 3, 2}, {96, 192, 2, 3, 3, 1}, {96, 192, 2, 1, 1, 1}, {192, 192, 2, 1, 3, 2},
-        {192, 192, 4, 3, 1, 1}, {384, 384, 4, 1, 3, 2}, {384, 32, 8, 3, 3, 1}, {32, 32, 8, 1, 1, 1},
+        {in, 96, 1, 3, 3, 1},
+        {96, 96, 1, 1, 3, 2},
+        {96, 192, 2, 3, 3, 1},
+        {96, 192, 2, 1, 1, 1},
+        {192, 192, 2, 1, 3, 2},
+        {192, 192, 4, 3, 1, 1},
+        {384, 384, 4, 1, 3, 2},
+        {384, 32, 8, 3, 3, 1},
+        {32, 32, 8, 1, 1, 1},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         for (int bias = 0; bias < 2; bias++)
-            conv(all[i].cin, all[i].cout, h / all[i].down, w / all[i].down, all[i].kt, all[i].k, all[i].stride, dtype, bias);
+            conv(all[i].cin, all[i].cout, h / all[i].down, w / all[i].down, all[i].kt, all[i].k, all[i].stride, dtype,
+                 bias);
 }
 
 int main(int argc, char **argv)
