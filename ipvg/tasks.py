@@ -123,6 +123,7 @@ def outpaint(
 
     left, right, top, bottom: new width or height as a share of the video's own, 0 to 4; not all 0. The padded
     video goes through the usual fit: a `size` of another shape crops it; None keeps its shape, to multiples of 16.
+    Raises ValueError where that leaves nothing to make.
 
     >>> pipe.generate("A woman in a wide street.", **tasks.outpaint(portrait, left=1, right=1, size=(832, 480)))
     """
@@ -138,6 +139,8 @@ def outpaint(
     mask = np.pad(np.zeros((1, h, w), np.float32), pads, constant_values=1)
     size, frames = _target(padded, size, frames)
     weights = _binary(mask_frames(fit_mask(mask, size, frames), frames, size))
+    if not weights.any():
+        raise ValueError(f"size: {size[0]}x{size[1]} crops the new borders away; give the padded video's shape, or None")
     return _job(references, fit_video(padded, size, frames), weights, size, frames)
 
 

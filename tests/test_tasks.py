@@ -186,6 +186,7 @@ def test_the_pipeline_fits_a_mask_like_its_video(pipe):
         (TypeError, "video: expected a Video", lambda: tasks.control(PHOTO)),
         (ValueError, "at least one must add", lambda: tasks.outpaint(CLIP)),
         (ValueError, "left", lambda: tasks.outpaint(CLIP, left=-1)),
+        (ValueError, "crops the new borders away", lambda: tasks.outpaint(CLIP, left=0.3, right=0.3, size=(96, 64))),
         (ValueError, "mask: it has 3 frames", lambda: tasks.inpaint(CLIP, np.ones((3, 60, 100), bool), size=SIZE)),
         (ValueError, "fill", lambda: tasks.inpaint(CLIP, np.ones((60, 100), bool), fill=256)),
         (ValueError, "at least one", lambda: tasks.references([], size=SIZE, frames=5)),
