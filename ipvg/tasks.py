@@ -140,7 +140,7 @@ def outpaint(
     size, frames = _target(padded, size, frames)
     weights = _binary(mask_frames(fit_mask(mask, size, frames), frames, size))
     if not weights.any():
-        raise ValueError(f"size: {size[0]}x{size[1]} crops the new borders away; give the padded video's shape, or None")
+        raise ValueError(f"size: {size[0]}x{size[1]} crops the new borders away; try None, or a wider one")
     return _job(references, fit_video(padded, size, frames), weights, size, frames)
 
 

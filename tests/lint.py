@@ -119,7 +119,7 @@ def check_compilers():
             return f"{name(path)} ({compiler}):\n{done.stderr.strip()[:1500]}"
         return None
 
-    skip = _without_libraries()
+    skip = _without_libraries(compilers[:1])
     # A header without a guard is a template, included several times with different macros: not meant to stand alone.
     alone = [path for path in C_FILES if path.suffix == ".c" or "#ifndef IPVG_" in path.read_text()]
     jobs = [(cc, path) for cc in compilers for path in alone if not name(path).startswith(skip)]
@@ -128,9 +128,13 @@ def check_compilers():
     print(f"lint: {len(jobs)} compilations by {' and '.join(compilers)}")
 
 
-def _without_libraries() -> tuple[str, ...]:
+def _without_libraries(compiler: list[str]) -> tuple[str, ...]:
     """Folders and files whose optional libraries are not installed here."""
     skip = []
+    headers = "".join(f"#include <{h}>\n" for h in ("cuda_runtime_api.h", "cublasLt.h", "cudnn.h"))
+    if subprocess.run([*compiler, "-E", "-"], input=headers, capture_output=True, text=True).returncode:
+        print("lint: no CUDA here: csrc/ops/cuda is not compiled")
+        skip += ["csrc/ops/cuda/", "csrc/python/cuda."]
     for what, package in (("io", "libavformat"), ("remote", "libcurl")):
         try:
             missing = subprocess.run(["pkg-config", "--exists", package]).returncode
