@@ -32,8 +32,8 @@ def test_the_example_of_a_task_runs(pipe, monkeypatch, name):
     mask = np.zeros((48, 64), bool)
     mask[10:20] = True
     space = dict.fromkeys(("photo", "woman", "plant", "morning", "evening"), picture)
-    space |= {"clip": clip, "poses": clip, "portrait": clip[:, :, 20:50], "coat_mask": mask, "pipe": pipe, "tasks": tasks}
-    space |= {"guidance": guidance, "Video": Video, "np": np}
+    space |= {"clip": clip, "poses": clip, "portrait": clip[:, :, 20:50], "coat_mask": mask}
+    space |= {"pipe": pipe, "tasks": tasks, "guidance": guidance, "Video": Video, "np": np}
     examples = doctest.DocTestParser().get_examples(tasks.TASKS[name].__doc__)
     assert examples
     for example in examples:
