@@ -1,32 +1,14 @@
-/* Replays the corpus of tests/fuzz/fuzz_chat.c; run from the root of the repository. */
+/* Replays the corpus of tests/fuzz/fuzz_chat.c. */
 #include "check.h"
 
 #if __has_include(<curl/curl.h>) && __has_include(<cjson/cJSON.h>)
 
-#include <dirent.h>
-
 #include "../fuzz/fuzz_chat.c"
+#include "replay.h"
 
 int main(void)
 {
-    static uint8_t data[1 << 16];
-    DIR *dir = opendir("tests/fuzz/corpus/chat");
-    struct dirent *entry;
-    int count = 0;
-
-    CHECK(dir != NULL);
-    while ((entry = readdir(dir))) {
-        char path[512];
-        snprintf(path, sizeof path, "tests/fuzz/corpus/chat/%.255s", entry->d_name);
-        FILE *f = entry->d_name[0] == '.' ? NULL : fopen(path, "rb");
-        if (!f) continue;
-        size_t size = fread(data, 1, sizeof data, f);
-        fclose(f);
-        LLVMFuzzerTestOneInput(data, size);
-        count++;
-    }
-    closedir(dir);
-    CHECK(count > 0);
+    replay("tests/fuzz/corpus/chat");
     return 0;
 }
 
