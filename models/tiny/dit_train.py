@@ -183,7 +183,7 @@ def train(
             each = run(dit_data.batch(cache, size, refs, frames, g))
             losses.append(each.mean())
             k = rate(step, total, 1.0, warm=300) * min(1, (step - done + 1) / 100)
-            norm = flat.step(lr * k, lr_rest * k, ema=0.999 if step - done > 3000 else 0.99)
+            norm = flat.step(lr * k, lr_rest * k, ema=0.999 if step > 3000 else 0.99)
             if (step + 1) % EVERY == 0:
                 stop.fill_(float(time.time() - begin > seconds))
                 if dist.is_initialized():
