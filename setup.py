@@ -5,7 +5,7 @@
     pip install .
 
 `_cuda` (the GPU) is built where CUDA 13 and cuDNN 9 are: in the toolkit that CUDA_HOME names, or as NVIDIA's pip wheels
-in the Python that builds (so with --no-build-isolation). IPVG_CUDA_ARCH=90 compiles its kernels for that architecture
+in the Python that builds (so with --no-build-isolation), or some here and some there. IPVG_CUDA_ARCH=90 compiles its kernels for that architecture
 alone, in a fifth of the time.
 
 CC chooses the compiler. DNNL_ROOT names a oneDNN outside the system's folders. IPVG_JOBS limits the compilers at work.
@@ -68,17 +68,22 @@ def dnnl():
 
 
 def cuda():
-    """(nvcc, include folders, library folders) of CUDA and cuDNN, or None where nobody has put them for us."""
+    """(nvcc, include folders, library folders) of CUDA and cuDNN, or None where nobody has put them for us. What the
+    toolkit at CUDA_HOME lacks (cuDNN, often cuBLAS) may come from the wheels."""
     home = os.environ.get("CUDA_HOME")
-    if home:
-        lib = next((p for p in (f"{home}/lib64", f"{home}/lib") if glob(f"{p}/libcublasLt.so*")), f"{home}/lib64")
-        return f"{home}/bin/nvcc", [f"{home}/include"], [lib]
     spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations if spec else ():
-        toolkit, dnn = f"{root}/cu13", f"{root}/cudnn"
-        if os.path.exists(f"{toolkit}/bin/nvcc") and os.path.exists(f"{dnn}/include/cudnn.h"):
-            return f"{toolkit}/bin/nvcc", [f"{toolkit}/include", f"{dnn}/include"], [f"{toolkit}/lib", f"{dnn}/lib"]
-    return None
+    wheels = [f"{root}/{part}" for root in (spec.submodule_search_locations if spec else ()) for part in ("cu13", "cudnn")]
+    roots = [*([home] if home else []), *wheels]
+    nvcc = next((f"{root}/bin/nvcc" for root in roots if os.path.exists(f"{root}/bin/nvcc")), None)
+    include = [path for root in roots if os.path.isdir(path := f"{root}/include")]
+    lib = [path for root in roots for path in (f"{root}/lib64", f"{root}/lib") if os.path.isdir(path)]
+    missing = [h for h in ("cuda_runtime.h", "cublasLt.h", "cudnn.h") if not any(map(os.path.isfile, (f"{i}/{h}" for i in include)))]
+    if not nvcc or missing:
+        if home:
+            print(f"ipvg: built without CUDA: {', '.join(missing) or 'bin/nvcc'} is neither in CUDA_HOME ({home}) nor among "
+                  f"NVIDIA's pip wheels of {sys.executable}.", file=sys.stderr)  # fmt: skip
+        return None
+    return nvcc, include, lib
 
 
 def library(folders, name):

@@ -1,11 +1,12 @@
-/* plans <device.json>: does cuDNN have a plan for every shape of the real models? Uses the engine's own graphs
- * (csrc/ops/cuda/dnn_plan.c) and a description of the GPU in place of one. A line a shape; exit 1 if one has no plan, or if a
+/* plans <device.json> | gpu: does cuDNN have a plan for every shape of the real models? Uses the engine's own graphs
+ * (csrc/ops/cuda/dnn_plan.c) and a description of the GPU in place of one, or with "gpu" the one that is here. A line a shape; exit 1 if one has no plan, or if a
  * 16-bit one would run without tensor cores. Plans of convolutions are built. Attention's engines need the driver's library
  * (libcuda.so.1; the toolkit's stub will do) to say what they take: without it the graph is checked and no more, and the last
  * line says of how many. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../../csrc/ops/cuda/dnn_plan.h"
 
@@ -130,14 +131,21 @@ static void vae(int64_t h, int64_t w, ipvg_dtype dtype)
 int main(int argc, char **argv)
 {
     char json[8192] = "";
-    FILE *f = argc > 1 ? fopen(argv[1], "r") : NULL;
-    if (!f || fread(json, 1, sizeof json - 1, f) == 0) {
-        fprintf(stderr, "usage: plans device.json\n");
+    const bool live = argc > 1 && strcmp(argv[1], "gpu") == 0;
+    FILE *f = argc > 1 && !live ? fopen(argv[1], "r") : NULL;
+    if (!live && (!f || fread(json, 1, sizeof json - 1, f) == 0)) {
+        fprintf(stderr, "usage: plans device.json | gpu\n");
         return 2;
     }
-    fclose(f);
+    if (f) fclose(f);
     ipvg_context_init(&ctx, 1);
-    if (ipvg_plan_device(&ctx, &target.device, json) != IPVG_OK) {
+    if (live) {
+        cudnnStatus_t s = cudnnCreate(&target.handle);
+        if (s != CUDNN_STATUS_SUCCESS) {
+            fprintf(stderr, "cuDNN does not start: %s\n", cudnnGetErrorString(s));
+            return 2;
+        }
+    } else if (ipvg_plan_device(&ctx, &target.device, json) != IPVG_OK) {
         fprintf(stderr, "%s\n", ctx.error);
         return 2;
     }
@@ -165,6 +173,7 @@ int main(int argc, char **argv)
         printf("FAIL  attention with heads of 7 columns was taken: this check would take anything\n");
         failures++;
     }
-    cudnnBackendDestroyDescriptor(target.device);
+    if (target.device) cudnnBackendDestroyDescriptor(target.device);
+    if (target.handle) cudnnDestroy(target.handle);
     return failures != 0;
 }

@@ -1,0 +1,136 @@
+#!/bin/bash
+# Everything that only a GPU can show, in steps that do not stop each other:
+#
+#     tests/cuda/gpu.sh                    all of them, in the order below
+#     tests/cuda/gpu.sh build parity       these
+#
+# build     the extensions, for PYTHON (default python3) and this GPU's architecture, in this folder
+# error     ipvg.cuda_error(): None where all is well
+# plans     cuDNN's plans for the shapes of the real models, by the real driver
+# ops       every kernel against the CPU backend: random sizes, types, alignments; poisoned results
+# parity    every stage against the golden tensors, float32
+# bf16      the same in bfloat16: errors are printed, none is judged
+# gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
+# memcheck, racecheck, initcheck   compute-sanitizer over ops and a small forward
+# bench     benchmarks/engine.py: ours and, where it is installed, diffusers
+#
+# Needs nvcc (PATH or CUDA_HOME), cuDNN and cuBLAS (there, or NVIDIA's pip wheels in PYTHON), oneDNN (DNNL_ROOT or the
+# system's). All output goes to $OUT/gpu.log (default out/), a table of the steps to the screen. Exit 1: a step failed.
+set -u
+cd "$(dirname "$0")/../.."
+out=${OUT:-out}
+python=${PYTHON:-python3}
+mkdir -p "$out" build/gpu
+log=$out/gpu.log
+[ -n "${CUDA_HOME:-}" ] || { nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) && CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$nvcc")")"); }
+export CUDA_HOME=${CUDA_HOME:-} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+failed=0
+
+# step NAME SECONDS COMMAND...: its output goes to a file; `gather` brings the files together.
+step() {
+    local name=$1 limit=$2 began=$SECONDS status
+    shift 2
+    timeout -k 10 "$limit" "$@" >"build/gpu/$name.out" 2>&1 </dev/null
+    status=$?
+    case $status in 0) status=ok ;; 124 | 137) status="over ${limit} s" ;; *) status="exit $status" ;; esac
+    printf '%-22s %-12s %4d s  %s\n' "$name" "$status" $((SECONDS - began)) \
+        "$(grep -v '^ *$' "build/gpu/$name.out" | tail -n 1 | cut -c1-150)" >"build/gpu/$name.row"
+}
+gather() {
+    local name
+    wait
+    for name; do
+        { echo; echo "==== $(cat "build/gpu/$name.row")"; cat "build/gpu/$name.out"; } >>"$log"
+        cat "build/gpu/$name.row"
+        grep -q "^$name *ok " "build/gpu/$name.row" || failed=1
+    done
+}
+
+build() {
+    local arch
+    arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+    export IPVG_CUDA_ARCH=${IPVG_CUDA_ARCH:-${arch:-90}}
+    step build 300 "$python" setup.py -q build_ext --inplace
+    gather build
+}
+
+# Include and library flags of CUDA, cuDNN and oneDNN as setup.py finds them.
+flags() {
+    "$python" - "$@" <<'PYTHON'
+import runpy, sys, setuptools
+setuptools.setup = lambda **_: None
+found = runpy.run_path("setup.py")
+_, include, lib = found["cuda"]()
+compile, link = found["dnnl"]()
+libs = [x for name in sys.argv[1:] for x in found["library"](lib, name)]
+print(*[f"-I{x}" for x in include], *compile, *libs, *[f"-Wl,-rpath,{x}" for x in lib], *link)
+PYTHON
+}
+
+plans_program() {
+    gcc -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra tests/cuda/plans.c csrc/ops/cuda/dnn_plan.c csrc/base/context.c \
+        csrc/base/tensor.c $(flags cudart cudnn) -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
+}
+
+ops_program() {
+    local name
+    for name in test_rows test_flat; do
+        gcc -std=c11 -D_GNU_SOURCE -O2 -g -Wno-psabi -fopenmp "tests/cuda/$name.c" csrc/base/*.c csrc/ops/ops.c \
+            csrc/ops/cpu/*.c build/temp.*/kernels/*.cu.o $(flags cudart) -lstdc++ -lm -o "build/gpu/$name" || return
+    done
+}
+ops() { ops_program && build/gpu/test_rows 60 && build/gpu/test_flat 60; }
+
+sanitizer() {
+    local tool=$1
+    shift
+    compute-sanitizer --tool "$tool" --error-exitcode 3 --print-limit 20 "$@" || return
+}
+check_ops() { sanitizer "$1" build/gpu/test_rows 4 && sanitizer "$1" build/gpu/test_flat 2; }
+check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
+export -f plans_program ops_program ops flags sanitizer check_ops check_dit
+export python out
+
+run() {
+    local stage names=() job
+    case $1 in
+    build) build ;;
+    error)
+        step error 60 "$python" -c 'import sys, ipvg; e = ipvg.cuda_error(); print(e); sys.exit(e is not None)'
+        gather error
+        ;;
+    plans) step plans 240 bash -c plans_program && gather plans ;;
+    ops) step ops 240 bash -c ops && gather ops ;;
+    parity) # at once: most of the time is spent in making the weights, on one core each
+        for stage in text umt5 vae context dit schedule endtoend; do
+            names+=("parity-$stage")
+            step "parity-$stage" 200 "$python" -m ipvg.parity --device cuda --verbose --stage "$stage" &
+        done
+        gather "${names[@]}"
+        ;;
+    bf16)
+        for stage in umt5 vae dit; do
+            names+=("bf16-$stage")
+            step "bf16-$stage" 200 "$python" -m tests.cuda.parity "$stage" --device cuda --dtype bfloat16 &
+        done
+        gather "${names[@]}"
+        ;;
+    gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
+    memcheck | racecheck | initcheck)
+        step "$1-ops" 200 bash -c "check_ops $1" &
+        step "$1-dit" 200 bash -c "check_dit $1 bfloat16" &
+        gather "$1-ops" "$1-dit"
+        ;;
+    bench)
+        for job in dit umt5 vae_decode vae_encode; do
+            step "bench-$job" 200 "$python" benchmarks/engine.py "$job" --profile
+            gather "bench-$job"
+        done
+        ;;
+    *) echo "gpu.sh: no step '$1'; see the head of this file" >&2 && failed=1 ;;
+    esac
+}
+
+{ date; nvidia-smi 2>&1 | head -n 15; "$python" --version; echo "CUDA_HOME=$CUDA_HOME DNNL_ROOT=${DNNL_ROOT:-}"; } >>"$log" 2>&1
+for name in ${*:-build error plans ops parity bf16 gpu memcheck racecheck bench}; do run "$name"; done
+exit $failed
