@@ -12,7 +12,7 @@
 # bf16      the same in bfloat16: errors are printed, none is judged
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # memcheck, racecheck, initcheck   compute-sanitizer over ops and a small forward
-# bench     benchmarks/engine.py: ours and, where it is installed, diffusers
+# bench     benchmarks/forward.py: ours and, where it is installed, diffusers
 #
 # Needs nvcc (PATH or CUDA_HOME), cuDNN and cuBLAS (there, or NVIDIA's pip wheels in PYTHON), oneDNN (DNNL_ROOT or the
 # system's). All output goes to $OUT/gpu.log (default out/), a table of the steps to the screen. Exit 1: a step failed.
@@ -123,7 +123,7 @@ run() {
         ;;
     bench)
         for job in dit umt5 vae_decode vae_encode; do
-            step "bench-$job" 200 "$python" benchmarks/engine.py "$job" --profile
+            step "bench-$job" 200 "$python" benchmarks/forward.py "$job" --profile
             gather "bench-$job"
         done
         ;;

@@ -1,10 +1,10 @@
 """The CUDA engine at the size of the real models, with random weights: seconds, memory, what the GPU did, and the same of
 diffusers and transformers where they are installed.
 
-    python benchmarks/engine.py                         # all works, ours and peers
-    python benchmarks/engine.py dit --profile           # one, with a table of its kernels (through torch's profiler)
-    python benchmarks/engine.py dit --dtype float32 --no-peer
-    python benchmarks/engine.py ceilings                # what this GPU does at most, at these shapes: needs torch
+    python benchmarks/forward.py                         # all works, ours and peers
+    python benchmarks/forward.py dit --profile           # one, with a table of its kernels (through torch's profiler)
+    python benchmarks/forward.py dit --dtype float32 --no-peer
+    python benchmarks/forward.py ceilings                # what this GPU does at most, at these shapes: needs torch
 
 Each side runs in a process of its own, one after the other, so that neither meets the other's memory. The first run counts
 for itself: it plans and times algorithms. Then `--runs` runs; printed are median and range. A run ends when its result
