@@ -203,8 +203,8 @@ static ipvg_status begin_vace(ipvg_exec *ex, ipvg_dit_pass *p)
     for (int b = 0; b < p->count; b++) {
         ipvg_tensor *c = &p->c.state[b];
         if (p->c.lead[b] != b) continue;
-        IPVG_TRY(ipvg_dit_linear_run(ex, c, &p->branch[b]->context->tokens, &p->dit->blocks[p->dit->config.layers].before,
-                                     IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, c, &p->branch[b]->context->tokens,
+                                     &p->dit->blocks[p->dit->config.layers].before, IPVG_ACT_NONE));
         IPVG_TRY(ipvg_gate_residual(ex, c, &p->x.state[0], NULL));
     }
 done:

@@ -118,8 +118,8 @@ typedef struct ipvg_dit_bytes {
 } ipvg_dit_bytes;
 typedef struct ipvg_dit_job {
     int frames, height, width; /* of the latent */
-    int branches, hints;       /* of a forward; how many of them differ in text, context or NAG: the others share hints */
-    bool nag, blur;            /* does a branch have NAG, blurred queries? */
+    int branches, hints; /* of a forward; how many of them differ in text, context or NAG: the others share hints */
+    bool nag, blur;      /* does a branch have NAG, blurred queries? */
 } ipvg_dit_job;
 ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
                             const ipvg_dit_job *job);

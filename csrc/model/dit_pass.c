@@ -22,6 +22,8 @@ static ipvg_dit_run run_of(const ipvg_dit_branch *branch, int layer)
     return branch->run ? (ipvg_dit_run)branch->run[layer] : IPVG_DIT_RUN;
 }
 
+static bool runs(const ipvg_dit_branch *branch, int layer) { return run_of(branch, layer) == IPVG_DIT_RUN; }
+
 static ipvg_dit_perturb perturb_of(const ipvg_dit_branch *branch, int layer)
 {
     return branch->perturb ? (ipvg_dit_perturb)branch->perturb[layer] : IPVG_DIT_ATTEND;
@@ -65,7 +67,8 @@ static bool same_attention(const ipvg_dit_pass *p, int a, int b, int i)
 {
     const ipvg_dit_branch *one = p->branch[a], *two = p->branch[b];
     if (i >= p->dit->config.layers) return true;
-    if (run_of(one, i) != run_of(two, i) || perturb_of(one, i) != perturb_of(two, i)) return false;
+    if (!runs(one, i) || !runs(two, i)) return runs(one, i) == runs(two, i);
+    if (perturb_of(one, i) != perturb_of(two, i)) return false;
     return perturb_of(one, i) != IPVG_DIT_BLUR || one->blur == two->blur;
 }
 
@@ -73,7 +76,7 @@ static bool same_words(const ipvg_dit_pass *p, int a, int b, int i)
 {
     const ipvg_dit_branch *one = p->branch[a], *two = p->branch[b];
     const ipvg_dit_nag *m = &one->nag, *n = &two->nag;
-    if (i < p->dit->config.layers && run_of(one, i) != IPVG_DIT_RUN) return true;
+    if (i < p->dit->config.layers && !runs(one, i)) return true;
     if (one->text != two->text || m->text != n->text) return false;
     return !m->text || (m->scale == n->scale && m->tau == n->tau && m->alpha == n->alpha);
 }
@@ -152,7 +155,7 @@ ipvg_status ipvg_dit_pass_block(ipvg_exec *ex, ipvg_dit_pass *p, ipvg_dit_states
         int n = 0;
         for (int b = a; b < p->count && s->lead[a] == a; b++) {
             if (s->lead[b] != a) continue;
-            run |= vace < 0 ? run_of(p->branch[b], i) == IPVG_DIT_RUN : p->needed[b] > vace;
+            run |= vace < 0 ? runs(p->branch[b], i) : p->needed[b] > vace;
             if (lead[b] != b) continue;
             words[n] = words_of(p->branch[b], i);
             state[n++] = &s->state[b];

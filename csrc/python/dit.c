@@ -306,7 +306,8 @@ static PyMethodDef dit_methods[] = {
     {"memory", (PyCFunction)(void (*)(void))dit_memory, METH_VARARGS | METH_KEYWORDS,
      "memory(frames, height, width, *, branches=1, hints=branches, nag=False, blur=False)\n"
      "    -> {'scratch': bytes, 'text': bytes, 'context': bytes}\n\n"
-     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. branches:\n"
+     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. "
+     "branches:\n"
      "predicted in one step, 1 to 16; hints: how many of them differ in text, context or NAG, the others share hints.\n"
      "nag, blur: for branches that ask for these. Planned with the code that runs; nothing is computed or allocated.\n"
      "Raises TypeError, ValueError."},

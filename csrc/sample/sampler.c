@@ -182,7 +182,8 @@ static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int k, const bool *ne
         given[n] = &branch[n];
         n++;
     }
-    if (n) IPVG_TRY(ipvg_dit_forward(ex, velocity, &s->state.x, (double)s->schedule->step[k].timestep, s->dit, given, n));
+    if (n)
+        IPVG_TRY(ipvg_dit_forward(ex, velocity, &s->state.x, (double)s->schedule->step[k].timestep, s->dit, given, n));
     s->forwards += n;
 done:
     return status;

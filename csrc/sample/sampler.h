@@ -20,10 +20,11 @@
 #define IPVG_SAMPLER_BRANCHES IPVG_DIT_BRANCHES /* also what one ipvg_combine takes */
 
 typedef struct ipvg_sampler_branch {
-    ipvg_dit_branch how; /* its arrays are copied; scales can be changed later, ipvg_sampler_set_scale. Texts and contexts,
+    ipvg_dit_branch
+        how;    /* its arrays are copied; scales can be changed later, ipvg_sampler_set_scale. Texts and contexts,
                           * all of one latent size, are borrowed, as are the model and the schedule: they must outlive it */
-    bool field;          /* its weight is one number an element: ipvg_sampler_set_field */
-    int twin;            /* 1 + an earlier branch that is given the same: predicted once; 0: none */
+    bool field; /* its weight is one number an element: ipvg_sampler_set_field */
+    int twin;   /* 1 + an earlier branch that is given the same: predicted once; 0: none */
 } ipvg_sampler_branch;
 
 typedef struct ipvg_sampler {
