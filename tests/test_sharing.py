@@ -1,6 +1,7 @@
 """Branches of one step are computed together, what they have in common once. Nothing shows it: not a bit, not a count.
 That the work is left out indeed is counted in tests/c/test_pass.c."""
 
+import os
 import random
 
 import numpy as np
@@ -18,13 +19,13 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def models(golden_dir):
-    """The golden transformers: on one thread, on two, with bfloat16 products."""
-    golden = parity.Golden(golden_dir, "dit")
+    """The golden transformers: on one thread, on two, with bfloat16 products. IPVG_DEVICE=cuda: on a GPU."""
+    golden, where = parity.Golden(golden_dir, "dit"), os.environ.get("IPVG_DEVICE", "cpu")
 
     def make(name, **device):
         config = golden.about["configs"][name]
         weights = {key: golden.weight(key, shape) for key, shape in config["weights"].items()}
-        return _core.Dit(_core.Device(**device), {**golden.about["common"], **config}, _core.Weights(weights))
+        return _core.Dit(_core.Device(where, **device), {**golden.about["common"], **config}, _core.Weights(weights))
 
     return [make("A", threads=1), make("B", threads=2), make("A", threads=2, dtype="bfloat16")]
 
