@@ -146,7 +146,8 @@ static void the_plan_is_exact_and_a_forward_allocates_nothing(void)
     ipvg_arena_plan(&arena);
     CHECK(forward(NULL, NULL) == IPVG_OK && arena.used == 0);
     size_t peak = arena.peak;
-    CHECK(ipvg_dit_memory(&ctx, be, &bytes, dit, &(ipvg_dit_job){F, H, W, .branches = 1, .hints = 1}) == IPVG_OK && bytes.scratch >= peak);
+    CHECK(ipvg_dit_memory(&ctx, be, &bytes, dit, &(ipvg_dit_job){F, H, W, .branches = 1, .hints = 1}) == IPVG_OK &&
+          bytes.scratch >= peak);
     ipvg_arena_free(&arena);
     CHECK(ipvg_arena_reserve(&ctx, &be->memory, &arena, peak) == IPVG_OK);
     allocations = 0;
