@@ -11,6 +11,9 @@ own plan. Exit status 1: slower than the peer, results apart, or, in the work "m
 (The libraries below hold some 30 to 60 MiB of their own, whatever the model's size: much beside the few blocks that are
 timed, little beside "memory", whose 2.9 GiB of weights are still less than a real model's.)
 
+"step" and "step_stg" have no foreign peer: one step with its branches together against a sampler for each branch
+("separate"), whose velocities must be the same bytes.
+
 What is timed is what a sampler repeats. So for the transformer ipvg's prepared text and context are outside, since it
 makes them once a video, while the peer's forward contains that work; its share is printed as well ("prepare").
 """
@@ -33,11 +36,18 @@ import numpy as np
 
 from ipvg import _core
 from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig, expected, names, to_bfloat16
+from ipvg.guidance import Guidance, cfg, stg_r, tpige_code
+from ipvg.plan import Prepared
+from ipvg.sampler import Sampler
+from ipvg.schedule import Schedule
+from ipvg.source import Source
 
 DIT = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=2, vace_layers=(0,))
 UMT5 = TextConfig(vocab=64, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=1)
 BUNDLED = DitConfig(dim=256, ffn_dim=448, num_heads=2, num_layers=12, vace_layers=(0, 4, 8), text_dim=128)
 VAE = VaeConfig()
+TPIGE = tpige_code()
+STG = cfg() + stg_r(0.5, blocks=[4])
 VIDEO = (5, 240, 416)  # frames, height, width
 LATENT = (1, 60, 104)  # one frame of 832x480: 1560 tokens
 BUNDLED_LATENT = (6, 16, 16)  # 17 frames of 128x128 and a reference: 384 tokens
@@ -127,6 +137,38 @@ def ours_memory(threads, dtype):
     x, context, text = dit_inputs(config, few)
     prepared = model.text(text), model.context(context)
     return lambda: model.forward(x, 500, *prepared), size(weights), sum(model.memory(*few).values()), 0.0
+
+
+def ours_step(rule, threads, dtype):
+    """The predictions of one step of a sampler, all branches together."""
+    run, *rest = step(threads, dtype, [rule])
+    return run, *rest, 0.0
+
+
+def peer_step(rule, threads, dtype):
+    """The same by a sampler for each branch."""
+    run, *_ = step(threads, dtype, [Guidance({name: branch}, name) for name, branch in rule.branches.items()])
+    return run, 0, 0, 0.0
+
+
+def step(threads, dtype, rules):
+    weights = stored(BUNDLED, dtype)
+    model = _core.Dit(_core.Device("cpu", threads, dtype), asdict(BUNDLED), _core.Weights(weights))
+    _, context, text = dit_inputs(BUNDLED, BUNDLED_LATENT)
+    source = Source(context, 1, 4 * BUNDLED_LATENT[0] - 7, (8 * BUNDLED_LATENT[2], 8 * BUNDLED_LATENT[1]))
+    prepared = Prepared(model, source, {"cond": text, "negative": text[:120]})
+    samplers = [Sampler(model, prepared, source, guidance=rule, schedule=Schedule(2), seed=1) for rule in rules]
+
+    def run():
+        for sampler in samplers:
+            sampler._core.predict()
+        return np.stack([v for sampler in samplers for v in sampler._velocities().values()])
+
+    branches = [b for rule in rules for b in rule.branches.values()]
+    hints, references = {(b.text, b.reference) for b in branches}, {b.reference for b in branches}
+    of = model.memory(*BUNDLED_LATENT, branches=len(branches), hints=len(hints))
+    plan = of["scratch"] + 2 * of["text"] + len(references) * of["context"] + sum(s.bytes for s in samplers)
+    return run, size(weights), plan
 
 
 def size(weights):
@@ -223,6 +265,8 @@ WORK = {
     "umt5": ("one umT5-XXL layer, 512 tokens", ours_umt5, peer_umt5, "transformers"),
     "vae_decode": ("VAE decode, full size, 5x240x416", ours_vae_decode, peer_vae_decode, "diffusers"),
     "vae_encode": ("VAE encode, full size, 5x240x416", ours_vae_encode, peer_vae_encode, "diffusers"),
+    "step": ("a step of tpige_code, bundled size", partial(ours_step, TPIGE), partial(peer_step, TPIGE), ""),
+    "step_stg": ("a step of CFG + STG at block 4, bundled size", partial(ours_step, STG), partial(peer_step, STG), ""),
     "memory": ("DiT, width 1536, 12 main + 4 VACE blocks, 64 tokens", ours_memory, None, ""),
 }  # fmt: skip
 
@@ -273,7 +317,7 @@ class Side:
 def measure(name, runs, threads, dtype):
     title, build, build_peer, library = WORK[name]
     ours = Side(build, threads, dtype)
-    there = build_peer and all(map(importlib.util.find_spec, ("torch", library)))
+    there = build_peer and (not library or all(map(importlib.util.find_spec, ("torch", library))))
     peer = Side(build_peer, threads, dtype) if there else None
     for _ in range(runs):
         ours.turn()
@@ -287,10 +331,11 @@ def measure(name, runs, threads, dtype):
     if peer:
         ratios = sorted(b / a for a, b in zip(ours.seconds, peer.seconds, strict=True))
         error = np.linalg.norm(ours.result - peer.result) / np.linalg.norm(peer.result)
-        row |= {"peer": library, "peer_seconds": statistics.median(peer.seconds), "ratio": statistics.median(ratios),
-                "ratio_range": [ratios[0], ratios[-1]], "peer_peak_mib": peer.peak / 2**20,
-                "relative_l2": float(error)}  # fmt: skip
-    row["ok"] = row.get("ratio", 1) >= 1 and row.get("relative_l2", 0) < BOUND[dtype]
+        row |= {"peer": library or "separate", "peer_seconds": statistics.median(peer.seconds),
+                "ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]],
+                "peer_peak_mib": peer.peak / 2**20, "relative_l2": float(error)}  # fmt: skip
+    bound = BOUND[dtype] if library else 0
+    row["ok"] = row.get("ratio", 1) >= 1 and row.get("relative_l2", 0) <= bound
     if name == "memory":
         row["ok"] = row["peak_over_plan"] <= 1.05
     return row

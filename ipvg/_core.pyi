@@ -97,7 +97,15 @@ class Dit:
         trace: Trace | None = None,
     ) -> Float32: ...
     def memory(
-        self, frames: int, height: int, width: int, *, nag: bool = False, blur: bool = False
+        self,
+        frames: int,
+        height: int,
+        width: int,
+        *,
+        branches: int = 1,
+        hints: int = ...,
+        nag: bool = False,
+        blur: bool = False,
     ) -> dict[str, int]: ...
     @property
     def config(self) -> dict[str, Any]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _core
 from .checkpoint import Checkpoint
@@ -45,10 +45,8 @@ def estimate(
 
     text, vae, dit = model(_core.TextEncoder, "text"), model(_core.Vae, "vae"), model(_core.Dit, "dit")
     rule = PRESETS["tpige_code"]() if guidance is None else guidance
-    branches = rule.branches.values()
     h, w, f = height // 8, width // 8, references + (frames + 3) // 4
-    nag, blur = any(b.nag for b in branches), any(b.blur_blocks for b in branches)
-    of_vae, of_dit = vae.memory(frames, height, width), dit.memory(f, h, w, nag=nag, blur=blur)
+    of_vae, of_dit = vae.memory(frames, height, width), dit.memory(f, h, w, **_forward(rule, references))
     changed = {name for lora in loras for name in lora.tensors}
     entries = checkpoint.components["dit"].entries
     latent = dit.config["in_dim"] * f * h * w * 4
@@ -57,9 +55,20 @@ def estimate(
         + sum(4 * math.prod(entries[name].shape) for name in changed),
         "scratch": max(text.scratch(512), of_vae["encode"], of_vae["decode"], of_dit["scratch"]),
         "latents": len(rule.texts) * of_dit["text"]
-        + len({b.reference for b in branches}) * of_dit["context"]
+        + len({b.reference if references else "" for b in rule.branches.values()}) * of_dit["context"]
         + (_slots(rule) + 1) * latent,  # and the noise
         "video": 3 * frames * height * width,
+    }
+
+
+def _forward(rule: Guidance, references: int) -> dict[str, Any]:
+    """What a step asks of `Dit.memory`: all branches together."""
+    branches = set(rule.branches.values())
+    return {
+        "branches": len(branches),
+        "hints": len({(b.text, b.reference if references else "", b.nag) for b in branches}),
+        "nag": any(b.nag for b in branches),
+        "blur": any(b.blur_blocks for b in branches),
     }
 
 

@@ -59,7 +59,7 @@ class Pipeline:
         self.checkpoint, self.device = checkpoint, device
         self.defaults = _defaults(checkpoint.path)
         self.loras: tuple[Lora, ...] = ()
-        self._zeros: dict = {}  # the encoded all-zero video, a constant per size and frame count
+        self._zeros: dict = {}  # the encoded all-zero video of the sizes and frame counts used last
 
     @classmethod
     def load(
@@ -168,6 +168,8 @@ class Pipeline:
             frame stands for all; a mask of the target's size is taken as it is. Above one half (white) is generated
             anew, the rest (black) is kept. None with a video: everything is generated, the video only steers.
         size: (width, height), multiples of 16. frames: 4n + 1. Both default to the checkpoint's (`defaults`).
+        Without a video the VAE encodes frames of zeros. Their latents are a constant: computed once for a size and
+        frame count, and kept in memory with this pipeline, the 4 that were used last.
         Raises TypeError and ValueError that name the argument.
         """
         size = self.defaults.size if size is None else size

@@ -39,6 +39,8 @@ class Prepared:
         return self._texts[name]
 
     def context(self, reference: str) -> _core.DitContext:
+        if not self.source.references:
+            reference = "present"  # the others are the same then, and what is the same is computed once
         if reference not in self._contexts:
             context = self.source.variant(reference)
             self._contexts[reference] = self.model.context(context, frames=self.source.latent_shape[1])

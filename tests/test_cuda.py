@@ -42,6 +42,14 @@ def test_golden_transformer_on_the_emulated_device():
 
 
 @emulated
+def test_branches_share_work_on_the_emulated_device():
+    """Their velocities are the bytes of separate forwards here too, in float32 and in bfloat16."""
+    module, cases = "tests/test_sharing.py::", ["test_every_preset[tpige_code]"]
+    cases += [f"test_shared_work_gives_the_bytes_of_separate_forwards[{seed}]" for seed in (1, 5)]
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", *[module + c for c in cases], IPVG_DEVICE="cuda")
+
+
+@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

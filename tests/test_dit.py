@@ -378,6 +378,16 @@ def test_the_plan_is_what_a_run_takes():
         assert planned["context"] - 256 <= tokens * (d + d // 3) * 4 <= planned["context"]
 
 
+def test_a_step_of_several_branches_plans_a_state_for_each():
+    dit, state = model(), -(-SIZE[0] * 6 * CONFIG["dim"] * 4 // 256) * 256  # (L, D) float32
+    one, three = dit.memory(*SIZE)["scratch"], dit.memory(*SIZE, branches=3)["scratch"]
+    assert three == one + 4 * state  # x and the VACE blocks' c of two more
+    assert dit.memory(*SIZE, branches=3, hints=1)["scratch"] == one + 2 * state
+    for wrong in ({"branches": 0}, {"branches": 17}, {"hints": 2}, {"branches": 3, "hints": 0}):
+        with pytest.raises(ValueError, match=r"branches|hints"):
+            dit.memory(*SIZE, **wrong)
+
+
 def test_shapes_without_data_plan_and_do_not_compute():
     empty = {name: (None, 0, "float32", shape) for name, shape in shapes(CONFIG).items()}
     dit = model(empty)

@@ -55,10 +55,11 @@ def test_peak_is_within_five_percent_of_the_estimate(tmp_path):
 FIELD = guidance.Guidance({"cond": {}, "uncond": {"text": "negative"}}, "cond + w*(cond - uncond)", w=np.ones((6, 8)))
 
 
+@pytest.mark.parametrize("references", [0, 1])
 @pytest.mark.parametrize("rule", [*guidance.PRESETS, "field"])
-def test_the_estimate_is_what_a_run_takes(rule, golden_dir):
-    """The arena and the sampler's tensors, for every preset: NAG's and blur's buffers, APG's running differences,
-    weights by element."""
+def test_the_estimate_is_what_a_run_takes(rule, references, golden_dir):
+    """The arena and the sampler's tensors, for every preset: the states of all branches of a step, NAG's and blur's
+    buffers, APG's running differences, weights by element."""
     from test_sampler import make_model, make_source
 
     from ipvg.parity import recipe
@@ -67,12 +68,11 @@ def test_the_estimate_is_what_a_run_takes(rule, golden_dir):
 
     model = make_model(golden_dir)
     rule = FIELD if rule == "field" else guidance.PRESETS[rule]()
-    source, branches = make_source(), rule.branches.values()
-    nag, blur = any(b.nag for b in branches), any(b.blur_blocks for b in branches)
-    planned = model.memory(*source.latent_shape[1:], nag=nag, blur=blur)
+    source = make_source(references=references)
+    planned = model.memory(*source.latent_shape[1:], **memory._forward(rule, references))
     run = Sampler(
         model, {name: recipe.normal(name, (5, model.config["text_dim"])) for name in rule.texts}, source,
-        guidance=rule, schedule=Schedule(2), seed=1,
+        guidance=rule, schedule=Schedule(4, 3.0), seed=1,
     )  # fmt: skip
     run.run()
     assert run._core.device.scratch == planned["scratch"]

@@ -194,6 +194,9 @@ def test_without_a_source_frames_are_zero_and_the_mask_one():
     prepare.vace_context(spy, size=(32, 16), frames=9, cache=cache)
     prepare.vace_context(spy, size=(16, 32), frames=5, cache=cache)
     assert len(seen) == 3, "a constant per size and count"
+    for frames in (13, 5, 17, 5, 9):  # the four used last are kept: 9 went when 17 came
+        prepare.vace_context(spy, size=(32, 16), frames=frames, cache=cache)
+    assert [pixels.shape[1] for pixels in seen[3:]] == [13, 17, 9] and len(cache) == 4
 
 
 def test_a_fitted_canvas_and_its_picture_are_the_same_reference():

@@ -129,47 +129,24 @@ const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit) { return &dit->c
 
 /* ==== forward ==== */
 
-static ipvg_dit_run run_of(const ipvg_dit_branch *branch, int layer)
+static ipvg_status check_branch(ipvg_exec *ex, const ipvg_dit_branch *branch, const ipvg_dit *dit)
 {
-    return branch && branch->run ? (ipvg_dit_run)branch->run[layer] : IPVG_DIT_RUN;
-}
-
-/* What hint n counts for in this branch, in the rows of references or of all others; 0 if its main block drops it. */
-static float scale_of(const ipvg_dit_branch *branch, const ipvg_dit_config *c, int n, bool reference)
-{
-    if (run_of(branch, c->vace_layers[n]) == IPVG_DIT_SKIP) return 0.f;
-    if (reference && branch && branch->reference_frames && branch->reference_scale) return branch->reference_scale[n];
-    return branch && branch->scale ? branch->scale[n] : 1.f;
-}
-
-static bool hint_counts(const ipvg_dit_branch *branch, const ipvg_dit_config *c, int n)
-{
-    return scale_of(branch, c, n, false) != 0.f || scale_of(branch, c, n, true) != 0.f;
-}
-
-static ipvg_status check_branch(ipvg_exec *ex, const ipvg_dit_branch *branch, const ipvg_dit *dit,
-                                const ipvg_dit_context *context)
-{
+    if (branch->text->dit != dit || branch->context->dit != dit)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the text or the context was prepared for another model");
     if (branch->nag.text && branch->nag.text->dit != dit)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the text of NAG was prepared for another model");
-    if (branch->reference_frames < 0 || branch->reference_frames > context->frames)
+    if (branch->reference_frames < 0 || branch->reference_frames > branch->context->frames)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: %d reference frames in a latent of %d",
-                         branch->reference_frames, context->frames);
+                         branch->reference_frames, branch->context->frames);
     return IPVG_OK;
 }
 
-static ipvg_status check_forward(ipvg_exec *ex, const ipvg_tensor *velocity, const ipvg_tensor *x, double t,
-                                 const ipvg_dit *dit, const ipvg_dit_text *text, const ipvg_dit_context *context)
+static ipvg_status check_shapes(ipvg_exec *ex, const ipvg_tensor *velocity, const ipvg_tensor *x,
+                                const ipvg_dit_config *c, const ipvg_dit_context *context)
 {
-    const ipvg_dit_config *c = &dit->config;
     const int64_t shape[] = {c->in_dim, context->frames, context->height, context->width};
     const ipvg_tensor *both[] = {x, velocity};
 
-    if (dit->hollow && !ipvg_planning(ex))
-        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the model has shapes but no weights");
-    if (text->dit != dit || context->dit != dit)
-        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the text or the context was prepared for another model");
-    if (!(t >= 0 && t <= 1000)) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: t is %g, expected 0 to 1000", t);
     for (int i = 0; i < 2; i++) {
         bool fits =
             both[i]->ndim == 4 && both[i]->dtype == IPVG_F32 && both[i]->shape[0] == (i ? c->out_dim : c->in_dim);
@@ -181,6 +158,24 @@ static ipvg_status check_forward(ipvg_exec *ex, const ipvg_tensor *velocity, con
                          ipvg_shape_text(wanted, sizeof wanted, 4, shape));
     }
     return IPVG_OK;
+}
+
+static ipvg_status check_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x, double t,
+                                 const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count)
+{
+    ipvg_status status = IPVG_OK;
+
+    if (dit->hollow && !ipvg_planning(ex))
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: the model has shapes but no weights");
+    if (count < 1 || count > IPVG_DIT_BRANCHES)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: 1 to %d branches, got %d", IPVG_DIT_BRANCHES, count);
+    if (!(t >= 0 && t <= 1000)) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "forward: t is %g, expected 0 to 1000", t);
+    for (int b = 0; b < count; b++) {
+        IPVG_TRY(check_branch(ex, branch[b], dit));
+        IPVG_TRY(check_shapes(ex, velocity[b], x, &dit->config, branch[b]->context));
+    }
+done:
+    return status;
 }
 
 /* x (L, D) = the embedded patches of a latent. */
@@ -200,22 +195,62 @@ done:
     return status;
 }
 
-/* x += scale * after_proj(c): the hint of VACE block `vace`. scale[1] holds for the first `references` rows. */
-static ipvg_status add_hint(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *c, const ipvg_dit_block *vace,
-                            const float scale[2], int64_t references)
+/* c = before_proj(context) + x, with the x that no block has touched: once for each context. */
+static ipvg_status begin_vace(ipvg_exec *ex, ipvg_dit_pass *p)
 {
-    const int64_t first[] = {references, 0}, count[] = {x->shape[0] - references, references};
+    ipvg_status status = IPVG_OK;
+
+    for (int b = 0; b < p->count; b++) {
+        ipvg_tensor *c = &p->c.state[b];
+        if (p->c.lead[b] != b) continue;
+        IPVG_TRY(ipvg_dit_linear_run(ex, c, &p->branch[b]->context->tokens,
+                                     &p->dit->blocks[p->dit->config.layers].before, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_gate_residual(ex, c, &p->x.state[0], NULL));
+    }
+done:
+    return status;
+}
+
+/* x += scale * hint, in the rows of references with a scale of their own. */
+static ipvg_status add_hint(ipvg_exec *ex, ipvg_dit_pass *p, int b, int n, const ipvg_tensor *hint)
+{
+    const ipvg_dit_context *context = p->branch[b]->context;
+    const int64_t references = p->branch[b]->reference_frames * (context->height / 2) * (context->width / 2);
+    const int64_t first[] = {references, 0}, count[] = {hint->shape[0] - references, references};
+    ipvg_status status = IPVG_OK;
+
+    for (int i = 0; i < 2; i++) {
+        ipvg_tensor x = ipvg_tensor_slice(&p->x.state[b], first[i], count[i]);
+        ipvg_tensor from = ipvg_tensor_slice(hint, first[i], count[i]);
+        const float scale[] = {1.f, ipvg_dit_hint_scale(p, b, n, i)};
+        if (count[i]) IPVG_TRY(ipvg_combine(ex, &x, 2, (const ipvg_tensor *[]){&x, &from}, scale));
+    }
+done:
+    return status;
+}
+
+/* Hint n = after_proj(c), added to every x that it counts for. */
+static ipvg_status add_hints(ipvg_exec *ex, ipvg_dit_pass *p, int n)
+{
+    const ipvg_dit_block *vace = &p->dit->blocks[p->dit->config.layers + n];
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor hint;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hint, ex->be->activation, 2, x->shape));
-    IPVG_TRY(ipvg_dit_linear_run(ex, &hint, c, &vace->after, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_see(ex, &hint, "vace%d_hint", vace->index));
-    for (int i = 0; i < 2; i++) {
-        ipvg_tensor to = ipvg_tensor_slice(x, first[i], count[i]), from = ipvg_tensor_slice(&hint, first[i], count[i]);
-        if (!count[i]) continue;
-        IPVG_TRY(ipvg_combine(ex, &to, 2, (const ipvg_tensor *[]){&to, &from}, (const float[]){1.f, scale[i]}));
+    IPVG_TRY(ipvg_dit_pass_hint(ex, p, n));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &hint, ex->be->activation, 2, p->x.state[0].shape));
+    for (int a = 0; a < p->count; a++) {
+        bool made = false;
+        for (int b = a; b < p->count; b++) {
+            const bool counts = p->x.lead[b] == b && ipvg_dit_hint_counts(p, b, n);
+            if (p->c.lead[b] != a || !(counts || ex->trace)) continue;
+            if (!made) {
+                IPVG_TRY(ipvg_dit_linear_run(ex, &hint, &p->c.state[a], &vace->after, IPVG_ACT_NONE));
+                IPVG_TRY(ipvg_see(ex, &hint, "vace%d_hint", n));
+            }
+            made = true;
+            if (counts) IPVG_TRY(add_hint(ex, p, b, n, &hint));
+        }
     }
 done:
     ipvg_arena_reset(ex->arena, mark);
@@ -246,65 +281,48 @@ done:
     return status;
 }
 
-/* What block i, counted over main and then VACE blocks, is given. */
-static void give(ipvg_dit_given *given, const ipvg_dit_branch *branch, const ipvg_dit_text *text, int i)
+static ipvg_status see_states(ipvg_exec *ex, const ipvg_dit_pass *p, const ipvg_dit_states *s, const char *kind, int i,
+                              const char *what)
 {
-    given->k = ipvg_dit_text_part(text, i, 0);
-    given->v = ipvg_dit_text_part(text, i, 1);
-    if (!branch) return;
-    given->perturb =
-        branch->perturb && i < given->config->layers ? (ipvg_dit_perturb)branch->perturb[i] : IPVG_DIT_ATTEND;
-    given->blur = branch->blur;
-    if (!branch->nag.text) return;
-    given->nag = &branch->nag;
-    given->nag_k = ipvg_dit_text_part(branch->nag.text, i, 0);
-    given->nag_v = ipvg_dit_text_part(branch->nag.text, i, 1);
+    ipvg_status status = IPVG_OK;
+    for (int b = 0; b < p->count; b++)
+        if (s->lead[b] == b) IPVG_TRY(ipvg_see(ex, &s->state[b], "%s%d%s", kind, i, what));
+done:
+    return status;
 }
 
-ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor *x_t, double t,
-                             const ipvg_dit *dit, const ipvg_dit_text *text, const ipvg_dit_context *context,
-                             const ipvg_dit_branch *branch)
+ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x_t, double t,
+                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count)
 {
     const ipvg_dit_config *cfg = &dit->config;
-    const int64_t shape[] = {context->rope.shape[0], cfg->dim};
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_dit_given given = {.config = cfg, .context = context};
-    ipvg_tensor e, x, c; /* c: the state of the VACE branch */
-    const int64_t references = (branch ? branch->reference_frames : 0) * (context->height / 2) * (context->width / 2);
-    int needed = cfg->n_vace;
+    ipvg_dit_given given = {.config = cfg};
+    ipvg_dit_pass p;
+    ipvg_tensor e;
     ipvg_status status;
 
-    IPVG_TRY(check_forward(ex, velocity, x_t, t, dit, text, context));
-    if (branch) IPVG_TRY(check_branch(ex, branch, dit, context));
-    while (!ex->trace && needed && !hint_counts(branch, cfg, needed - 1)) needed--; /* hints after the last one used */
+    IPVG_TRY(check_forward(ex, velocity, x_t, t, dit, branch, count));
+    given.context = branch[0]->context;
     IPVG_TRY(ipvg_dit_time(ex, &e, &given.e0, t, dit));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &x, ex->be->activation, 2, shape));
-    IPVG_TRY(embed(ex, &x, x_t, dit));
-    if (needed) { /* c = before_proj(tokens) + x, with the x that no block has touched */
-        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &c, ex->be->activation, 2, shape));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &c, &context->tokens, &dit->blocks[cfg->layers].before, IPVG_ACT_NONE));
-        IPVG_TRY(ipvg_gate_residual(ex, &c, &x, NULL));
-    }
+    IPVG_TRY(ipvg_dit_pass_begin(ex, &p, dit, branch, count));
+    IPVG_TRY(embed(ex, &p.x.state[0], x_t, dit));
+    IPVG_TRY(begin_vace(ex, &p));
     for (int i = 0, n = 0; i < cfg->layers; i++) {
-        bool hinted = n < needed && cfg->vace_layers[n] == i;
+        const bool hinted = n < cfg->n_vace && cfg->vace_layers[n] == i;
         if (hinted) { /* also where the main block is skipped: it feeds the later ones */
-            give(&given, branch, text, cfg->layers + n);
-            IPVG_TRY(ipvg_dit_block_forward(ex, &c, &dit->blocks[cfg->layers + n], &given));
-            IPVG_TRY(ipvg_see(ex, &c, "vace%d_c", n));
+            IPVG_TRY(ipvg_dit_pass_block(ex, &p, &p.c, &given, cfg->layers + n));
+            IPVG_TRY(see_states(ex, &p, &p.c, "vace", n, "_c"));
         }
-        if (run_of(branch, i) == IPVG_DIT_RUN) {
-            give(&given, branch, text, i);
-            IPVG_TRY(ipvg_dit_block_forward(ex, &x, &dit->blocks[i], &given));
-        }
-        if (hinted) {
-            const float scale[] = {scale_of(branch, cfg, n, false), scale_of(branch, cfg, n, true)};
-            if (hint_counts(branch, cfg, n) || ex->trace)
-                IPVG_TRY(add_hint(ex, &x, &c, &dit->blocks[cfg->layers + n], scale, references));
-            n++;
-        }
-        IPVG_TRY(ipvg_see(ex, &x, "block%d", i));
+        IPVG_TRY(ipvg_dit_pass_block(ex, &p, &p.x, &given, i));
+        if (hinted) IPVG_TRY(add_hints(ex, &p, n++));
+        IPVG_TRY(see_states(ex, &p, &p.x, "block", i, ""));
     }
-    IPVG_TRY(head(ex, velocity, &x, &e, dit));
+    for (int b = 0; b < count; b++) {
+        if (p.x.lead[b] == b)
+            IPVG_TRY(head(ex, velocity[b], &p.x.state[b], &e, dit));
+        else
+            IPVG_TRY(ipvg_dit_copy(ex, velocity[b], velocity[p.x.lead[b]]));
+    }
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;

@@ -4,15 +4,19 @@
  *     IPVG_TRY(ipvg_dit_new(ctx, &dit, &config, weights));
  *     IPVG_TRY(ipvg_dit_text_new(ex, &text, dit, &states));                   // once a prompt
  *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames));       // once a source
+ *     const ipvg_dit_branch cond = {text, context}, uncond = {other, context}, *const both[] = {&cond, &uncond};
  *     ipvg_arena_plan(ex->arena);                                             // once: how much scratch?
- *     IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, NULL));
+ *     IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2));
  *     IPVG_TRY(ipvg_arena_reserve(ctx, &be->memory, ex->arena, ex->arena->peak));
- *     for (each step, each branch)                                            // allocates nothing
- *         IPVG_TRY(ipvg_dit_forward(ex, &velocity, &x, t, dit, text, context, &branch));
+ *     for (each step)                                                         // allocates nothing
+ *         IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2));
  *
  * What does not change from step to step is made once: the text embedding and every block's cross-attention keys and
  * values (ipvg_dit_text), the embedded VACE context and the rotary table (ipvg_dit_context). Hints depend on x and t and
  * are made anew in every forward, each right after the main block that takes it, so that one buffer is enough.
+ *
+ * Branches of one step have much in common: what the same operations make of the same inputs is computed once. So a
+ * forward takes them all and goes through the blocks with them side by side. It changes no bit of any velocity.
  *
  * Intermediates show themselves to ex->trace by the golden names: "x_tokens", "block0_q", "vace1_hint" and so on.
  *
@@ -27,6 +31,7 @@
 #define IPVG_DIT_MAX_LAYERS 256
 #define IPVG_DIT_MAX_FREQ 4096
 #define IPVG_DIT_MAX_SIDE 65536 /* frames, rows and columns of a latent */
+#define IPVG_DIT_BRANCHES 16    /* of one forward */
 
 typedef struct ipvg_dit_config {
     int dim, heads, ffn_dim, layers;      /* heads divides dim; dim / heads is even */
@@ -84,9 +89,10 @@ typedef struct ipvg_dit_nag {
     float scale, tau, alpha;   /* see ipvg_nag */
 } ipvg_dit_nag;
 
-/* How one prediction differs from the plain one. All zero (or a NULL branch) is the plain one, and fields added later
- * keep that rule. */
+/* One prediction. With all but the first two zero it is the plain one, and fields added later keep that rule. */
 typedef struct ipvg_dit_branch {
+    const ipvg_dit_text *text;
+    const ipvg_dit_context *context;
     const unsigned char *perturb; /* (layers) of ipvg_dit_perturb; NULL: all attend */
     float blur;                   /* sigma of IPVG_DIT_BLUR in tokens, > 0; INFINITY: the mean of a frame */
     ipvg_dit_nag nag;
@@ -97,20 +103,25 @@ typedef struct ipvg_dit_branch {
                                  scale of 0 or a skip, is not computed, unless a trace (ex->trace) looks */
 } ipvg_dit_branch;
 
-/* velocity (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma), both in the backend's
- * memory; F, h, w as the context was made for. velocity may be x. Takes its scratch from ex->arena and allocates nothing
- * else; in planning mode only shapes are read. IPVG_E_CANCELLED within one block. */
-ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *velocity, const ipvg_tensor *x, double t, const ipvg_dit *dit,
-                             const ipvg_dit_text *text, const ipvg_dit_context *context, const ipvg_dit_branch *branch);
+/* velocity[b] (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma) as branch[b] predicts it,
+ * for 1 to IPVG_DIT_BRANCHES branches, all in the backend's memory; F, h, w as the contexts were made for. A velocity may
+ * be x. Takes its scratch from ex->arena and allocates nothing else; in planning mode only shapes are read.
+ * IPVG_E_CANCELLED within one block. A trace sees what branches share once. */
+ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x, double t,
+                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count);
 
-/* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. nag, blur:
- * for branches with NAG, with blurred queries. */
+/* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
 typedef struct ipvg_dit_bytes {
     size_t scratch; /* of the arena: the largest of ipvg_dit_text_new, ipvg_dit_context_new and ipvg_dit_forward */
     size_t text;    /* each ipvg_dit_text */
     size_t context; /* each ipvg_dit_context */
 } ipvg_dit_bytes;
+typedef struct ipvg_dit_job {
+    int frames, height, width; /* of the latent */
+    int branches, hints; /* of a forward; how many of them differ in text, context or NAG: the others share hints */
+    bool nag, blur;      /* does a branch have NAG, blurred queries? */
+} ipvg_dit_job;
 ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
-                            bool nag, bool blur, int frames, int height, int width);
+                            const ipvg_dit_job *job);
 
 #endif

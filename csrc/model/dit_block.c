@@ -128,7 +128,7 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
 
     if (given->perturb == IPVG_DIT_IDENTITY) {
         IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->v, IPVG_ACT_NONE));
-        IPVG_TRY(ipvg_combine(ex, h, 1, (const ipvg_tensor *[]){q}, (const float[]){1.f}));
+        IPVG_TRY(ipvg_dit_copy(ex, h, q));
         goto done;
     }
     if (a->qkv.w.ndim) { /* one product, its columns in three */
@@ -178,12 +178,12 @@ done:
 /* x += cross_attention(h), h = norm3(x): no modulation, no gate. Then h = the modulated norm of x, for the FFN. The text's
  * keys are normed and ready. */
 static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q,
-                                   const ipvg_tensor *mod, const ipvg_dit_block *b, const ipvg_dit_given *given)
+                                   const ipvg_tensor *mod, const ipvg_dit_block *b, const ipvg_dit_config *c,
+                                   const ipvg_dit_words *words)
 {
     const ipvg_tensor shift = part(mod, 3), scale = part(mod, 4);
     const ipvg_dit_attention *a = &b->cross;
-    const ipvg_dit_config *c = given->config;
-    const ipvg_dit_nag *nag = given->nag;
+    const ipvg_dit_nag *nag = words->nag;
     float qk_scale = 1.f / __builtin_sqrtf((float)(c->dim / c->heads));
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor away;
@@ -192,10 +192,10 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h
     IPVG_TRY(ipvg_see(ex, h, "%s%d_cross_in", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
-    IPVG_TRY(ipvg_attention(ex, h, q, &given->k, &given->v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_attention(ex, h, q, &words->k, &words->v, c->heads, qk_scale, NULL));
     if (nag) {
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, x->dtype, 2, x->shape));
-        IPVG_TRY(ipvg_attention(ex, &away, q, &given->nag_k, &given->nag_v, c->heads, qk_scale, NULL));
+        IPVG_TRY(ipvg_attention(ex, &away, q, &words->nag_k, &words->nag_v, c->heads, qk_scale, NULL));
         IPVG_TRY(ipvg_nag(ex, h, h, &away, nag->scale, nag->tau, nag->alpha));
     }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
@@ -232,20 +232,27 @@ done:
     return status;
 }
 
-ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block,
-                                   const ipvg_dit_given *given)
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *const *x, const ipvg_dit_block *b,
+                                   const ipvg_dit_given *given, const ipvg_dit_words *words, int count)
 {
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor mod, h, q;
     ipvg_status status;
 
     IPVG_TRY(ipvg_pace(ex));
-    IPVG_TRY(ipvg_dit_modulation(ex, &mod, &block->modulation, &given->e0));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, x->dtype, 2, x->shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, x->dtype, 2, x->shape));
-    IPVG_TRY(self_attention(ex, x, &h, &q, &mod, block, given));
-    IPVG_TRY(cross_attention(ex, x, &h, &q, &mod, block, given));
-    IPVG_TRY(feed_forward(ex, x, &h, &q, &mod, block, given->config));
+    IPVG_TRY(ipvg_dit_modulation(ex, &mod, &b->modulation, &given->e0));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, x[0]->dtype, 2, x[0]->shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, x[0]->dtype, 2, x[0]->shape));
+    IPVG_TRY(self_attention(ex, x[0], &h, &q, &mod, b, given));
+    for (int i = 1; i < count; i++) IPVG_TRY(ipvg_dit_copy(ex, x[i], x[0]));
+    for (int i = 0; i < count; i++) {
+        if (i) { /* h has been used up */
+            IPVG_TRY(ipvg_pace(ex));
+            IPVG_TRY(ipvg_layer_norm(ex, &h, x[i], &b->norm3_w, &b->norm3_b, given->config->eps));
+        }
+        IPVG_TRY(cross_attention(ex, x[i], &h, &q, &mod, b, given->config, &words[i]));
+        IPVG_TRY(feed_forward(ex, x[i], &h, &q, &mod, b, given->config));
+    }
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;

@@ -273,10 +273,15 @@ void ipvg_dit_context_size(const ipvg_dit_context *context, int *frames, int *he
 /* ==== memory ==== */
 
 ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_bytes *out, const ipvg_dit *dit,
-                            bool nag, bool blur, int frames, int height, int width)
+                            const ipvg_dit_job *job)
 {
-    unsigned char blurred[IPVG_DIT_MAX_LAYERS];
+    const int frames = job->frames, height = job->height, width = job->width;
     const ipvg_dit_config *c = &dit->config;
+    unsigned char blurred[IPVG_DIT_MAX_LAYERS];
+    ipvg_dit_text text[IPVG_DIT_BRANCHES];
+    ipvg_dit_branch branch[IPVG_DIT_BRANCHES];
+    const ipvg_dit_branch *branches[IPVG_DIT_BRANCHES];
+    ipvg_tensor *velocities[IPVG_DIT_BRANCHES];
     ipvg_arena arena = {0};
     ipvg_exec ex = {.ctx = ctx, .be = be, .arena = &arena};
     ipvg_status status;
@@ -287,21 +292,30 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
                          "memory: a latent of %d frames, %d x %d: expected 1 or more frames and even "
                          "sides, each at most %d",
                          frames, height, width, IPVG_DIT_MAX_SIDE);
-    ipvg_dit_text text = text_shell(dit, be->activation);
+    if (job->branches < 1 || job->branches > IPVG_DIT_BRANCHES || job->hints < 1 || job->hints > job->branches)
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "memory: hints for %d of %d branches: expected 1 to all of 1 to %d",
+                         job->hints, job->branches, IPVG_DIT_BRANCHES);
     ipvg_dit_context context = context_shell(dit, be->activation, frames, height, width);
-    const ipvg_dit_branch branch = {
-        .perturb = blur ? blurred : NULL, .blur = 1.f, .nag = {nag ? &text : NULL, 1.f, 1.f, 1.f}};
-    memset(blurred, IPVG_DIT_BLUR, sizeof blurred);
     ipvg_tensor states = ipvg_tensor_of(NULL, IPVG_F32, c->text_len, c->text_dim);
     ipvg_tensor given = ipvg_tensor_of(NULL, IPVG_F32, c->n_vace ? c->vace_in_dim : 0, frames, height, width);
     ipvg_tensor x = ipvg_tensor_of(NULL, IPVG_F32, c->in_dim, frames, height, width);
     ipvg_tensor velocity = ipvg_tensor_of(NULL, IPVG_F32, c->out_dim, frames, height, width);
-    *out = (ipvg_dit_bytes){.text = ipvg_tensor_bytes(&text.kv), .context = context_bytes(&context)};
+    memset(blurred, IPVG_DIT_BLUR, sizeof blurred);
+    for (int b = 0; b < job->branches; b++) {
+        const ipvg_dit_text *own = &text[b < job->hints ? b : job->hints - 1]; /* another text: other hints */
+        text[b] = text_shell(dit, be->activation);
+        branch[b] = (ipvg_dit_branch){.text = own, .context = &context, .blur = 1.f, .nag = {NULL, 1.f, 1.f, 1.f}};
+        if (job->blur) branch[b].perturb = blurred;
+        if (job->nag) branch[b].nag.text = own;
+        branches[b] = &branch[b];
+        velocities[b] = &velocity;
+    }
+    *out = (ipvg_dit_bytes){.text = ipvg_tensor_bytes(&text[0].kv), .context = context_bytes(&context)};
     for (int i = 0; i < 3; i++) {
         ipvg_arena_plan(&arena);
-        if (i == 0) IPVG_TRY(text_run(&ex, &text, &states));
+        if (i == 0) IPVG_TRY(text_run(&ex, &text[0], &states));
         if (i == 1) IPVG_TRY(context_run(&ex, &context, &given));
-        if (i == 2) IPVG_TRY(ipvg_dit_forward(&ex, &velocity, &x, 0, dit, &text, &context, &branch));
+        if (i == 2) IPVG_TRY(ipvg_dit_forward(&ex, velocities, &x, 0, dit, branches, job->branches));
         if (arena.peak > out->scratch) out->scratch = arena.peak;
     }
 done:

@@ -1,4 +1,4 @@
-/* Inside the DiT: what dit.c, dit_block.c and dit_inputs.c share. */
+/* Inside the DiT: what dit.c, dit_block.c, dit_inputs.c and dit_pass.c share. */
 #ifndef IPVG_MODEL_DIT_INTERNAL_H
 #define IPVG_MODEL_DIT_INTERNAL_H
 
@@ -59,26 +59,31 @@ struct ipvg_dit_context {
 ipvg_status ipvg_dit_block_take(ipvg_context *ctx, ipvg_dit_block *block, ipvg_weights *weights,
                                 const ipvg_dit_config *config, const char *prefix);
 
-/* What a block is given besides x (L, D): the same in all blocks of a forward but for the text's keys and values. */
+/* What a block is given besides its state x (L, D), other than text. */
 typedef struct ipvg_dit_given {
     const ipvg_dit_config *config;
     const ipvg_dit_context *context; /* rope, rows and columns */
     ipvg_tensor e0;                  /* (6, D): time modulation */
-    ipvg_tensor k, v;                /* (text_len, D): of the text */
-    const ipvg_dit_nag *nag;         /* NULL: none */
-    ipvg_tensor nag_k, nag_v;        /* (text_len, D): of its text */
     ipvg_dit_perturb perturb;
     float blur;
 } ipvg_dit_given;
+
+/* What its cross-attention reads. */
+typedef struct ipvg_dit_words {
+    ipvg_tensor k, v;         /* (text_len, D): of the text */
+    const ipvg_dit_nag *nag;  /* NULL: none */
+    ipvg_tensor nag_k, nag_v; /* (text_len, D): of its text */
+} ipvg_dit_words;
 
 /* Brings a block's weights to the backend's memory. */
 ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *block);
 /* Both tensors of a layer, in one dtype. */
 ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg_dtype dtype);
 
-/* x (L, D) becomes block(x). */
-ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *x, const ipvg_dit_block *block,
-                                   const ipvg_dit_given *given);
+/* x[0] (L, D) becomes block(x[0]). The others, whose contents are not read, become what the block makes of that same
+ * state with words of their own: its self-attention is computed once. */
+ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *const *x, const ipvg_dit_block *block,
+                                   const ipvg_dit_given *given, const ipvg_dit_words *words, int count);
 
 /* out (rows, D) float32 in the arena = modulation (rows, D), any dtype, + e: (rows, D), or (1, D) added to every row. */
 ipvg_status ipvg_dit_modulation(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *modulation, const ipvg_tensor *e);
@@ -99,6 +104,38 @@ static inline ipvg_status ipvg_dit_linear_exact(ipvg_exec *ex, ipvg_tensor *y, c
 {
     return ipvg_linear_exact(ex, y, x, &linear->w, &linear->b, act);
 }
+
+static inline ipvg_status ipvg_dit_copy(ipvg_exec *ex, ipvg_tensor *to, const ipvg_tensor *from)
+{
+    return ipvg_combine(ex, to, 1, &from, (const float[]){1.f});
+}
+
+/* ---- dit_pass.c ---- */
+
+/* One state of each branch. Branches that share one have the same leader. */
+typedef struct ipvg_dit_states {
+    ipvg_tensor state[IPVG_DIT_BRANCHES]; /* (L, D), where lead[b] == b */
+    int lead[IPVG_DIT_BRANCHES];          /* -1: this branch needs none */
+} ipvg_dit_states;
+
+typedef struct ipvg_dit_pass {
+    const ipvg_dit *dit;
+    int count;
+    const ipvg_dit_branch *const *branch;
+    int needed[IPVG_DIT_BRANCHES]; /* hints of each branch, up to the last that counts */
+    ipvg_dit_states x, c;
+} ipvg_dit_pass;
+
+/* Takes the states from the arena. Who shares what of c at its start is known then; x is one for all. */
+ipvg_status ipvg_dit_pass_begin(ipvg_exec *ex, ipvg_dit_pass *p, const ipvg_dit *dit,
+                                const ipvg_dit_branch *const *branch, int count);
+/* Block i, counted over main and then VACE ones, of p->x or p->c, in all branches that run it. */
+ipvg_status ipvg_dit_pass_block(ipvg_exec *ex, ipvg_dit_pass *p, ipvg_dit_states *s, ipvg_dit_given *given, int i);
+/* Before hint n is added to x: who gets another hint, or on another scale, parts. */
+ipvg_status ipvg_dit_pass_hint(ipvg_exec *ex, ipvg_dit_pass *p, int n);
+/* What hint n counts for in branch b, in the rows of references or of all others; 0 if its main block drops it. */
+float ipvg_dit_hint_scale(const ipvg_dit_pass *p, int b, int n, bool reference);
+bool ipvg_dit_hint_counts(const ipvg_dit_pass *p, int b, int n);
 
 /* ---- dit_inputs.c ---- */
 

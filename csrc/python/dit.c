@@ -139,9 +139,9 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
         !ipvg_py_number(timestep, "t", 0, 1000, &t) || !ipvg_py_trace_check(trace) ||
         !ipvg_py_branch_read(&branch, &options, self))
         return NULL;
-    ipvg_dit_text *text = ((ipvg_py_dit_text *)text_obj)->text;
-    ipvg_dit_context *context = ((ipvg_py_dit_context *)context_obj)->context;
-    ipvg_dit_context_size(context, &frames, &height, &width);
+    branch.how.text = ((ipvg_py_dit_text *)text_obj)->text;
+    branch.how.context = ((ipvg_py_dit_context *)context_obj)->context;
+    ipvg_dit_context_size(branch.how.context, &frames, &height, &width);
     const int64_t in[] = {c->in_dim, -1, -1, -1}, shape[] = {c->out_dim, frames, height, width};
     x = ipvg_py_float_array(given, "x", 4, in);
     if (!x || !(velocity = output(out, shape))) goto fail;
@@ -150,13 +150,15 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
 
     ipvg_exec *ex = &self->device->ex;
     ipvg_tensor x_host = ipvg_py_view(x), v_host = ipvg_py_view(velocity), x_view = x_host, v_view = v_host;
+    ipvg_tensor *const to[] = {&v_view};
+    const ipvg_dit_branch *const how[] = {&branch.how};
     ipvg_arena_plan(ex->arena);
-    ipvg_status status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
+    ipvg_status status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
     if (!ex->be->host) x_view.data = v_view.data = NULL;
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &x_view, &x_host, 1);
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &v_view, &v_host, 0);
-    if (status == IPVG_OK) status = ipvg_dit_forward(ex, &v_view, &x_view, t, self->dit, text, context, &branch.how);
+    if (status == IPVG_OK) status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1);
     status = ipvg_py_unstage(self->device, &v_view, &v_host, status);
     status = ipvg_py_unstage(self->device, &x_view, NULL, status);
     if (!ipvg_py_leave(&run, status)) goto fail;
@@ -170,21 +172,26 @@ fail:
 
 static PyObject *dit_memory(PyObject *obj, PyObject *args, PyObject *kwds)
 {
-    static char *names[] = {"frames", "height", "width", "nag", "blur", NULL};
+    static char *names[] = {"frames", "height", "width", "branches", "hints", "nag", "blur", NULL};
     ipvg_py_dit *self = (ipvg_py_dit *)obj;
     ipvg_dit_bytes bytes = {0};
     ipvg_context ctx;
-    PyObject *frames, *height, *width;
+    PyObject *frames, *height, *width, *branches = NULL, *hints = NULL;
     int nag = 0, blur = 0;
-    int64_t f, h, w;
+    int64_t f, h, w, b = 1, s;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO|$pp:memory", names, &frames, &height, &width, &nag, &blur) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "OOO|$OOpp:memory", names, &frames, &height, &width, &branches, &hints,
+                                     &nag, &blur) ||
         !ipvg_py_int(frames, "frames", 1, IPVG_DIT_MAX_SIDE, &f) ||
         !ipvg_py_int(height, "height", 1, IPVG_DIT_MAX_SIDE, &h) ||
-        !ipvg_py_int(width, "width", 1, IPVG_DIT_MAX_SIDE, &w))
+        !ipvg_py_int(width, "width", 1, IPVG_DIT_MAX_SIDE, &w) ||
+        (branches && !ipvg_py_int(branches, "branches", 1, IPVG_DIT_BRANCHES, &b)))
         return NULL;
+    s = b;
+    if (hints && !ipvg_py_int(hints, "hints", 1, b, &s)) return NULL;
+    const ipvg_dit_job job = {(int)f, (int)h, (int)w, .branches = (int)b, .hints = (int)s, .nag = nag, .blur = blur};
     ipvg_context_init(&ctx, self->device->ctx.threads); /* plans alone: needs neither the lock nor the device's arena */
-    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, nag, blur, (int)f, (int)h, (int)w);
+    ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, &job);
     if (status != IPVG_OK) return ipvg_py_raise(&ctx, status);
     return Py_BuildValue("{sKsKsK}", "scratch", (unsigned long long)bytes.scratch, "text",
                          (unsigned long long)bytes.text, "context", (unsigned long long)bytes.context);
@@ -297,11 +304,13 @@ static PyMethodDef dit_methods[] = {
      "Source: VaceWanModel.forward of Wan2.1-VACE; skip: IPT2V (TPIGE). Raises TypeError, ValueError, MemoryError,\n"
      "ipvg.Cancelled, KeyboardInterrupt."},
     {"memory", (PyCFunction)(void (*)(void))dit_memory, METH_VARARGS | METH_KEYWORDS,
-     "memory(frames, height, width, *, nag=False, blur=False) -> {'scratch': bytes, 'text': bytes, 'context': "
-     "bytes}\n\n"
-     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. nag, "
-     "blur:\n"
-     "for branches that ask for these. Planned with the code that runs; nothing is computed or allocated."},
+     "memory(frames, height, width, *, branches=1, hints=branches, nag=False, blur=False)\n"
+     "    -> {'scratch': bytes, 'text': bytes, 'context': bytes}\n\n"
+     "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. "
+     "branches:\n"
+     "predicted in one step, 1 to 16; hints: how many of them differ in text, context or NAG, the others share hints.\n"
+     "nag, blur: for branches that ask for these. Planned with the code that runs; nothing is computed or allocated.\n"
+     "Raises TypeError, ValueError."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef dit_getset[] = {

@@ -35,11 +35,9 @@ static int parse_branch(PyObject *entry, ipvg_py_dit *model, ipvg_sampler_branch
                                          IPVG_PY_BRANCH_ADDRESSES(&options)) &&
              ipvg_py_branch_read(how, &options, model);
     Py_XDECREF(none);
-    *out = (ipvg_sampler_branch){.text = ((ipvg_py_dit_text *)text)->text,
-                                 .context = ((ipvg_py_dit_context *)context)->context,
-                                 .how = how->how,
-                                 .field = field,
-                                 .twin = twin};
+    how->how.text = ((ipvg_py_dit_text *)text)->text;
+    how->how.context = ((ipvg_py_dit_context *)context)->context;
+    *out = (ipvg_sampler_branch){.how = how->how, .field = field, .twin = twin};
     return ok;
 }
 
@@ -99,7 +97,7 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     weights = ipvg_py_float_array(weights_obj, "weights", 2, (int64_t[]){s->steps, count});
     if (!weights) goto done;
     int f, h, w;
-    ipvg_dit_context_size(branch[0].context, &f, &h, &w);
+    ipvg_dit_context_size(branch[0].how.context, &f, &h, &w);
     noise = ipvg_py_float_array(noise_obj, "noise", 4, (int64_t[]){config->in_dim, f, h, w});
     self = noise ? (sampler_object *)type->tp_alloc(type, 0) : NULL;
     if (!self) goto done;

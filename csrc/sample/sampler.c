@@ -123,7 +123,7 @@ static ipvg_status take_memory(ipvg_exec *ex, ipvg_sampler *s)
 
     for (int b = 0; b < s->count; b++) {
         int f, h, w;
-        ipvg_dit_context_size(s->branch[b].context, &f, &h, &w);
+        ipvg_dit_context_size(s->branch[b].how.context, &f, &h, &w);
         if (b && (f != shape[1] || h != shape[2] || w != shape[3]))
             return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT,
                              "branch %d: its context is for latents (%d, %d, %d), not (%lld, %lld, %lld)", b, f, h, w,
@@ -165,35 +165,46 @@ ipvg_tensor *ipvg_sampler_state(ipvg_sampler *s, int i)
 
 /* ==== new, free ==== */
 
-static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int b, int64_t timestep)
+/* The velocities of the needed branches at step k; NULL: the most that any step needs, for planning. */
+static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int k, const bool *needed)
 {
-    const ipvg_sampler_branch *branch = &s->branch[b];
-    return ipvg_dit_forward(ex, &s->velocity[b], &s->state.x, (double)timestep, s->dit, branch->text, branch->context,
-                            &branch->how);
+    ipvg_tensor *velocity[IPVG_SAMPLER_BRANCHES];
+    ipvg_dit_branch branch[IPVG_SAMPLER_BRANCHES];
+    const ipvg_dit_branch *given[IPVG_SAMPLER_BRANCHES];
+    ipvg_status status = IPVG_OK;
+    int n = 0;
+
+    for (int b = 0; b < s->count; b++) {
+        if (s->branch[b].twin || (needed && !needed[b])) continue;
+        branch[n] = s->branch[b].how;
+        if (!needed) branch[n].scale = NULL; /* scales can change, so that every hint counts */
+        velocity[n] = &s->velocity[b];
+        given[n] = &branch[n];
+        n++;
+    }
+    if (n)
+        IPVG_TRY(ipvg_dit_forward(ex, velocity, &s->state.x, (double)s->schedule->step[k].timestep, s->dit, given, n));
+    s->forwards += n;
+done:
+    return status;
 }
 
-/* The most that any step needs: scales can change, so that every hint counts here. */
 static ipvg_status plan(ipvg_exec *ex, ipvg_sampler *s)
 {
-    ipvg_status status = IPVG_OK;
-    for (int b = 0; b <= s->count; b++) {
-        ipvg_arena_plan(ex->arena);
-        if (b < s->count && s->branch[b].twin) continue;
-        if (b < s->count) {
-            ipvg_dit_branch *how = &s->branch[b].how;
-            const float *scale = how->scale;
-            how->scale = NULL;
-            status = forward(ex, s, b, 0);
-            how->scale = scale;
-        } else if (s->operations) {
-            const ipvg_tensor *all[] = {&s->combined, &s->combined, &s->combined};
-            double g[9];
-            status = ipvg_gram(ex, g, NULL, 3, all);
-        }
-        if (status != IPVG_OK) return status;
-        if (ex->arena->peak > s->scratch) s->scratch = ex->arena->peak;
-    }
-    return ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch);
+    const ipvg_tensor *all[] = {&s->combined, &s->combined, &s->combined};
+    double gram[9];
+    ipvg_status status;
+
+    ipvg_arena_plan(ex->arena);
+    IPVG_TRY(forward(ex, s, 0, NULL));
+    s->forwards = 0;
+    s->scratch = ex->arena->peak;
+    ipvg_arena_plan(ex->arena);
+    if (s->operations) IPVG_TRY(ipvg_gram(ex, gram, NULL, 3, all));
+    if (ex->arena->peak > s->scratch) s->scratch = ex->arena->peak;
+    IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch));
+done:
+    return status;
 }
 
 ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *dit, const ipvg_schedule *schedule,
@@ -292,11 +303,7 @@ ipvg_status ipvg_sampler_predict(ipvg_exec *ex, ipvg_sampler *s)
     needs(s, k, needed, on);
     /* No allocation, unless another model on this device, or Device.release(), has given the scratch away meanwhile. */
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, s->scratch));
-    for (int b = 0; b < s->count; b++) {
-        if (!needed[b] || s->branch[b].twin) continue;
-        IPVG_TRY(forward(ex, s, b, s->schedule->step[k].timestep));
-        s->forwards++;
-    }
+    IPVG_TRY(forward(ex, s, k, needed));
     s->seen = k;
 done:
     return status;

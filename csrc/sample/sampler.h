@@ -1,4 +1,4 @@
-/* The denoising loop: at each step one model forward for each branch that counts, their combination, one solver step.
+/* The denoising loop: at each step a prediction of each branch that counts, their combination, one solver step.
  *
  *     ipvg_sampler *s = NULL;
  *     IPVG_TRY(ipvg_sampler_new(ex, &s, dit, schedule, 3, branches, weights, 0, NULL));
@@ -17,14 +17,14 @@
 #include "guidance.h"
 #include "schedule.h"
 
-#define IPVG_SAMPLER_BRANCHES 16 /* what one ipvg_combine takes */
+#define IPVG_SAMPLER_BRANCHES IPVG_DIT_BRANCHES /* also what one ipvg_combine takes */
 
 typedef struct ipvg_sampler_branch {
-    const ipvg_dit_text *text;       /* borrowed, as are the model and the schedule: they must outlive the sampler */
-    const ipvg_dit_context *context; /* all branches: of one latent size */
-    ipvg_dit_branch how;             /* its arrays are copied; scales can be changed later, ipvg_sampler_set_scale */
-    bool field;                      /* its weight is one number an element: ipvg_sampler_set_field */
-    int twin;                        /* 1 + an earlier branch that is given the same: predicted once; 0: none */
+    ipvg_dit_branch
+        how;    /* its arrays are copied; scales can be changed later, ipvg_sampler_set_scale. Texts and contexts,
+                          * all of one latent size, are borrowed, as are the model and the schedule: they must outlive it */
+    bool field; /* its weight is one number an element: ipvg_sampler_set_field */
+    int twin;   /* 1 + an earlier branch that is given the same: predicted once; 0: none */
 } ipvg_sampler_branch;
 
 typedef struct ipvg_sampler {
@@ -35,7 +35,7 @@ typedef struct ipvg_sampler {
     float *weight; /* (steps, count): velocity of step k = sum over b of weight[k][b] field[b] velocity[b] */
     int operations;
     ipvg_guidance_operation *operation; /* in order; those that replace run before the sum, rescaling after it */
-    int64_t forwards;                   /* model forwards done so far */
+    int64_t forwards;                   /* predictions made so far */
 
     /* The run: `state` and `running` are all that the next step depends on; the rest is this step's results. */
     ipvg_schedule_state state;
@@ -53,7 +53,7 @@ typedef struct ipvg_sampler {
     size_t scratch; /* of the arena, in a step */
 } ipvg_sampler;
 
-/* weight: (steps of the schedule, count), finite. Plans every branch's forward and grows ex->arena to fit. */
+/* weight: (steps of the schedule, count), finite. Plans a forward of all branches and grows ex->arena to fit. */
 ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *dit, const ipvg_schedule *schedule,
                              int count, const ipvg_sampler_branch *branches, const float *weight, int operations,
                              const ipvg_guidance_operation *operation);
@@ -73,7 +73,7 @@ void ipvg_sampler_set_scale(ipvg_sampler *sampler, int b, const float *scale, co
 /* A branch that is not needed at this step is not computed. On failure, IPVG_E_CANCELLED included, `state` is that of the
  * last completed step and the call can be made again; only the velocities have been written to. */
 ipvg_status ipvg_sampler_step(ipvg_exec *ex, ipvg_sampler *sampler);
-/* Its parts: forwards of the branches; their combination; the solver. Each may be repeated until the last is done; in
+/* Its parts: the branches' predictions, made together; their combination; the solver. Each may be repeated until the last is done; in
  * between, velocity[b] or `combined` may be written to. */
 ipvg_status ipvg_sampler_predict(ipvg_exec *ex, ipvg_sampler *sampler);
 ipvg_status ipvg_sampler_combine(ipvg_exec *ex, ipvg_sampler *sampler);

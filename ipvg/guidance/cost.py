@@ -10,7 +10,8 @@ from .rule import Guidance
 
 def forwards(guidance: Guidance, schedule: Schedule | None = None) -> list[int]:
     """Of each step: one for every branch that counts there or that an operation reads there; branches that are given
-    the same count once. The sampler's own count is `Sampler.forwards_total`. schedule: None = `Schedule()`, 50 steps.
+    the same count once. The sampler's own count is `Sampler.forwards_total`. Branches that differ in part are computed
+    in part: see csrc/model/dit_pass.c. schedule: None = `Schedule()`, 50 steps.
     """
     schedule = Schedule() if schedule is None else schedule
     rule = guidance.resolve(schedule)

@@ -214,16 +214,18 @@ static ipvg_status new_sampler(ipvg_sampler **out)
 {
     const unsigned char run[2] = {IPVG_DIT_RUN, IPVG_DIT_SKIP}, blurred[2] = {IPVG_DIT_BLUR};
     const float some[1] = {0.7f};
-    const ipvg_dit_branch how = {.run = run,
+    const ipvg_dit_branch plain = {.text = text, .context = context};
+    const ipvg_dit_branch how = {.text = text,
+                                 .context = context,
+                                 .run = run,
                                  .perturb = blurred,
                                  .blur = 0.8f,
                                  .nag = {text, 2.f, 2.5f, 0.5f},
                                  .scale = some,
                                  .reference_scale = some,
                                  .reference_frames = 1};
-    const ipvg_sampler_branch branches[BRANCHES] = {{.text = text, .context = context},
-                                                    {.text = text, .context = context, .how = how},
-                                                    {.text = text, .context = context, .field = true, .twin = 1}};
+    const ipvg_sampler_branch branches[BRANCHES] = {
+        {.how = plain}, {.how = how}, {.how = plain, .field = true, .twin = 1}};
     const ipvg_guidance_operation operations[4] = {
         {.kind = IPVG_TCFG, .cond = 0, .uncond = 1},
         {.kind = IPVG_APG, .cond = 0, .uncond = 1, .x0 = true, .momentum = 0.5, .norm = 3},

@@ -127,10 +127,17 @@ static ipvg_status prepare(void)
     return status != IPVG_OK ? status : ipvg_dit_context_new(&ex, &context, dit, &given, F);
 }
 
+static ipvg_status at(ipvg_tensor *v, ipvg_tensor *x, double t, const ipvg_dit_branch *branch)
+{
+    ipvg_dit_branch whole = branch ? *branch : (ipvg_dit_branch){0};
+    whole.text = text, whole.context = context;
+    return ipvg_dit_forward(&ex, &v, x, t, dit, (const ipvg_dit_branch *const[]){&whole}, 1);
+}
+
 static ipvg_status forward(float *out, const ipvg_dit_branch *branch)
 {
     ipvg_tensor x = ipvg_tensor_of(x_data, IPVG_F32, IN, F, H, W), v = ipvg_tensor_of(out, IPVG_F32, IN, F, H, W);
-    return ipvg_dit_forward(&ex, &v, &x, 500, dit, text, context, branch);
+    return at(&v, &x, 500, branch);
 }
 
 static void the_plan_is_exact_and_a_forward_allocates_nothing(void)
@@ -139,7 +146,8 @@ static void the_plan_is_exact_and_a_forward_allocates_nothing(void)
     ipvg_arena_plan(&arena);
     CHECK(forward(NULL, NULL) == IPVG_OK && arena.used == 0);
     size_t peak = arena.peak;
-    CHECK(ipvg_dit_memory(&ctx, be, &bytes, dit, false, false, F, H, W) == IPVG_OK && bytes.scratch >= peak);
+    CHECK(ipvg_dit_memory(&ctx, be, &bytes, dit, &(ipvg_dit_job){F, H, W, .branches = 1, .hints = 1}) == IPVG_OK &&
+          bytes.scratch >= peak);
     ipvg_arena_free(&arena);
     CHECK(ipvg_arena_reserve(&ctx, &be->memory, &arena, peak) == IPVG_OK);
     allocations = 0;
@@ -171,8 +179,8 @@ static void cancel_and_wrong_shapes_leave_it_usable(void)
     ipvg_tensor x = ipvg_tensor_of(x_data, IPVG_F32, IN, F, H, W), v = ipvg_tensor_of(again, IPVG_F32, IN, F, W, H);
     atomic_store(&ctx.cancel, 1);
     CHECK(forward(again, NULL) == IPVG_E_CANCELLED && arena.used == 0);
-    CHECK(ipvg_dit_forward(&ex, &v, &x, 500, dit, text, context, NULL) == IPVG_E_ARGUMENT);
-    CHECK(ipvg_dit_forward(&ex, &x, &x, NAN, dit, text, context, NULL) == IPVG_E_ARGUMENT);
+    CHECK(at(&v, &x, 500, NULL) == IPVG_E_ARGUMENT);
+    CHECK(at(&x, &x, NAN, NULL) == IPVG_E_ARGUMENT);
     CHECK(forward(again, NULL) == IPVG_OK && memcmp(v_data, again, sizeof v_data) == 0);
 }
 

@@ -214,8 +214,9 @@ static void the_sampler_steps_without_memory(const ipvg_dit *dit, const ipvg_dit
     ipvg_schedule *s = schedule_of(IPVG_UNIPC, STEPS);
     const unsigned char run[1] = {IPVG_DIT_SKIP};
     const float scale[1] = {0.5f};
-    const ipvg_sampler_branch branches[2] = {{.text = text, .context = context},
-                                             {.text = text, .context = context, .how = {.run = run, .scale = scale}}};
+    const ipvg_dit_branch plain = {.text = text, .context = context};
+    const ipvg_sampler_branch branches[2] = {{.how = plain},
+                                             {.how = {.text = text, .context = context, .run = run, .scale = scale}}};
     float weight[STEPS * 2], expected[COUNT];
     for (int k = 0; k < STEPS; k++) weight[2 * k] = k % 2 ? 1.f : 3.f, weight[2 * k + 1] = k % 2 ? 0.f : -2.f;
 
@@ -282,15 +283,16 @@ static void operations_take_no_memory_either(const ipvg_dit *dit, const ipvg_dit
     ipvg_schedule *s = schedule_of(IPVG_UNIPC, STEPS);
     const unsigned char blurred[1] = {IPVG_DIT_BLUR};
     const float none[1] = {0.f}, some[1] = {0.7f};
-    const ipvg_dit_branch how = {.perturb = blurred,
+    const ipvg_dit_branch plain = {.text = text, .context = context};
+    const ipvg_dit_branch how = {.text = text,
+                                 .context = context,
+                                 .perturb = blurred,
                                  .blur = 0.8f,
                                  .nag = {text, 2.f, 2.5f, 0.5f},
                                  .scale = none,
                                  .reference_scale = none,
                                  .reference_frames = 1};
-    const ipvg_sampler_branch branches[3] = {{.text = text, .context = context},
-                                             {.text = text, .context = context, .how = how},
-                                             {.text = text, .context = context, .field = true, .twin = 1}};
+    const ipvg_sampler_branch branches[3] = {{.how = plain}, {.how = how}, {.how = plain, .field = true, .twin = 1}};
     const ipvg_guidance_operation operations[4] = {
         {.kind = IPVG_TCFG, .cond = 0, .uncond = 1},
         {.kind = IPVG_APG, .cond = 0, .uncond = 1, .x0 = true, .momentum = 0.5, .norm = 3},
