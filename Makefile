@@ -14,7 +14,7 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libdnnl-dev \
     libavfilter-dev libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
     $(if $(wildcard csrc/remote),libcurl4-openssl-dev libcjson-dev)
-TEST_PACKAGES := ffmpeg clang libomp-dev
+TEST_PACKAGES := ffmpeg clang libomp-dev zsh fish
 FUZZ_PACKAGES := libclang-rt-dev
 
 .PHONY: demo test test-cuda build lint format sanitize parity bench fuzz test-peers test-gateways packages test-packages clean
