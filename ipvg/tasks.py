@@ -123,7 +123,7 @@ def outpaint(
 
     left, right, top, bottom: new width or height as a share of the video's own, 0 to 4; not all 0. The padded
     video goes through the usual fit: a `size` of another shape crops it; None keeps its shape, to multiples of 16.
-    Raises ValueError where that leaves nothing to make.
+    Raises ValueError where that leaves nothing to make, as a `size` of the unpadded video's shape does.
 
     >>> pipe.generate("A woman in a wide street.", **tasks.outpaint(portrait, left=1, right=1, size=(832, 480)))
     """
@@ -137,10 +137,15 @@ def outpaint(
     pads = ((0, 0), (px["top"], px["bottom"]), (px["left"], px["right"]))
     padded = np.pad(pixels, (*pads, (0, 0)), constant_values=GREY)
     mask = np.pad(np.zeros((1, h, w), np.float32), pads, constant_values=1)
-    size, frames = _target(padded, size, frames)
+    own, _ = source_size(*padded.shape[:3])
+    given, (size, frames) = size, _target(padded, size, frames)
     weights = _binary(mask_frames(fit_mask(mask, size, frames), frames, size))
+    if not weights.any() and given is None:
+        raise ValueError(f"{', '.join(name for name in px if px[name])}: cropped away by the fit to {own[0]}x{own[1]}, "
+                         "so that nothing is left to make; ask for more")  # fmt: skip
     if not weights.any():
-        raise ValueError(f"size: {size[0]}x{size[1]} crops the new borders away; try None, or a wider one")
+        raise ValueError(f"size: {size[0]}x{size[1]} crops the new borders away, so that nothing is left to make; the "
+                         f"padded video has the shape of {own[0]}x{own[1]} (None)")  # fmt: skip
     return _job(references, fit_video(padded, size, frames), weights, size, frames)
 
 

@@ -60,8 +60,8 @@ def read_image(source, *, alpha: str = "drop") -> np.ndarray:
     """A picture as uint8 (H, W, 3).
 
     source: a path, a file's bytes, or an array (also a PIL image): uint8 (H, W, 3) or, with alpha, (H, W, 4).
-        PNG, JPEG, WebP, BMP, TIFF and whatever else FFmpeg decodes; the content decides, not the name. The EXIF
-        orientation of JPEG and WebP is applied; that of other formats is not known to FFmpeg before version 8.
+        PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF; the content decides, not the name. The EXIF orientation of JPEG and
+        WebP is applied; that of other formats is not known to FFmpeg before version 8.
     alpha: "drop" keeps the colour stored under transparent pixels, as PIL's convert("RGB") and with it the official
         code does; "white" blends onto white, the colour of the canvas that references are fitted on.
 
@@ -96,7 +96,9 @@ def read_video(
 ) -> Video:
     """The frames of a video and its frame rate.
 
-    source: a path or a file's bytes; any container and codec that FFmpeg reads. A rotation tag is applied.
+    source: a path or a file's bytes: mp4, mov, mkv, webm, avi, MPEG-TS and -PS, flv, y4m, GIF, APNG; H.264, HEVC, AV1,
+        VP8, VP9, MPEG-1, -2 and -4, H.263, MJPEG, ProRes, DNxHD, QuickTime Animation, FFV1, HuffYUV, PNG, raw. The
+        content decides, not the name. A rotation tag is applied.
     start, frames: skip that many stored frames, then read at most so many (None: to the end).
     fps: what rate the frames have, whatever the file says: they come as they are stored. None: the file's rate. Where
         its frames are not evenly spaced in time, they come evenly: each is repeated or left out so that the picture at

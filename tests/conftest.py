@@ -1,4 +1,4 @@
-"""Shared by all tests: where the golden files are."""
+"""Shared by all tests: where the golden files are, a small checkpoint, an environment without settings of services."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def small_checkpoint(tmp_path_factory) -> Path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.write(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture
+def no_settings_from_outside(monkeypatch):
+    """For tests of services: no proxy, no key and no address of this machine's own."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith("OPENAI_") or name == "SSL_CERT_FILE":
+            monkeypatch.delenv(name)

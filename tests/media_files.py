@@ -6,6 +6,7 @@ import subprocess
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ipvg.parity import recipe
@@ -39,3 +40,17 @@ def png(array, colour_type, depth=8, *chunks):
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in body)
+
+
+def jfif_planes(rgb):
+    """The planes of a 4:2:0 JPEG of a picture, as raw yuvj420p: colour is the mean of two by two pixels.
+
+    Made here, since the ffmpeg command's own conversion stretches the colour of an odd size."""
+    bt601 = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    y, u, v = np.moveaxis(rgb @ bt601.T, 2, 0)
+    height, width = y.shape
+    out = [y]
+    for plane in (u, v):
+        whole = np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")
+        out.append(whole.reshape(-(-height // 2), 2, -(-width // 2), 2).mean((1, 3)) + 128)
+    return b"".join(np.rint(plane).clip(0, 255).astype(np.uint8).tobytes() for plane in out)

@@ -1,6 +1,9 @@
 """Shell completion: the scripts, run by the shells themselves."""
 
 import argparse
+import os
+import pty
+import select
 import shutil
 import subprocess
 
@@ -21,21 +24,65 @@ def script(capsys):
     return make
 
 
-def complete(script, folder, *words):
-    """What bash offers for the last word."""
+def bash(folder, *words):
     line = " ".join(f"'{word}'" for word in ("ipvg", *words))
-    program = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}; _ipvg; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    done = subprocess.run(["bash", "-c", program], cwd=folder, capture_output=True, text=True, check=True)
-    assert not done.stderr, done.stderr
-    return set(done.stdout.split())
+    ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _ipvg; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    return answer(["bash", "-c", f"source ./script; {ask}"], folder).split()
 
 
-def test_bash(script, tmp_path):
-    text = script("bash")
+def fish(folder, *words):
+    lines = answer(["fish", "--no-config", "-c", f"source ./script; complete -C 'ipvg {' '.join(words)}'"], folder)
+    return [line.partition("\t")[0].rstrip("/") for line in lines.splitlines()]
+
+
+def answer(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"HOME": str(folder)})
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout
+
+
+#: zsh completes at a terminal only. Tab: note what is offered, and leave.
+ZSHRC = """
+PROMPT= RPROMPT=
+autoload -Uz compinit && compinit -u -d ./dump
+source ./script
+typeset -ga offered
+compadd() { local -a new; builtin compadd -O new "$@"; offered+=("${new[@]}"); builtin compadd "$@" }
+tell() { zle list-choices; print -rl -- "${offered[@]}" >answer; exit 0 }
+zle -N tell; bindkey '^I' tell
+"""
+
+
+def zsh(folder, *words):
+    (folder / ".zshrc").write_text(ZSHRC)
+    master, terminal = pty.openpty()
+    environ = os.environ | {"ZDOTDIR": str(folder), "HOME": str(folder), "TERM": "dumb"}
+    ask = ["setsid", "-c", "zsh", "-d", "-i"]
+    with subprocess.Popen(ask, cwd=folder, env=environ, stdin=terminal, stdout=terminal, stderr=terminal) as shell:
+        os.close(terminal)
+        os.write(master, f"ipvg {' '.join(words)}\t".encode())
+        seen = b""
+        while select.select([master], [], [], 30)[0]:
+            try:
+                seen += os.read(master, 4096)
+            except OSError:  # it left
+                break
+        else:
+            shell.kill()
+    os.close(master)
+    assert shell.returncode == 0 and b"ipvg:" not in seen, seen
+    return (folder / "answer").read_text().split()
+
+
+@pytest.mark.parametrize("complete", [bash, zsh, fish])
+def test_what_a_shell_offers(script, tmp_path, complete):
+    if shutil.which(complete.__name__) is None:
+        pytest.skip(f"{complete.__name__} is not installed")
+    (tmp_path / "script").write_text(script(complete.__name__))
     (tmp_path / "photo.png").touch()
     (tmp_path / "folder").mkdir()
-    ask = lambda *words: complete(text, tmp_path, *words)  # noqa: E731
-    assert ask("gen") == {"generate"} and {"generate", "rerun", "guidance", "--version"} <= ask("")
+    ask = lambda *words: set(complete(tmp_path, *words))  # noqa: E731
+    assert ask("gen") == {"generate"} and {"generate", "rerun", "guidance"} <= ask("")
     assert ask("generate", "--gui") == {"--guidance"} and {"--task", "--set", "--config"} <= ask("generate", "--")
     assert ask("generate", "--task", "") == set(TASKS) and ask("generate", "--task", "ext") == {
         "extend-after", "extend-before",
@@ -62,11 +109,6 @@ def test_every_option_of_every_command_is_known():
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_shell_accepts_its_script(script, tmp_path, shell):
+def test_the_script_is_the_parsers(script, shell):
     text = script(shell)
     assert "--guidance" in text or "-l guidance" in text
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    (tmp_path / "script").write_text(text)
-    done = subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -198,7 +198,7 @@ def test_the_wrong_kind_of_file(tmp_path):
 
 @needs_ffmpeg
 def test_sound_without_pictures(tmp_path):
-    for name in ("tone.wav", "tone.mp4"):
+    for name in ("tone.m4a", "tone.mp4"):
         ffmpeg("-f", "lavfi", "-i", "sine=duration=0.2", tmp_path / name)
         for read in (read_image, read_video):
             with pytest.raises(_core.FormatError, match=f"{name}: a file of type .* without pictures, only sound"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import clip, ffmpeg, needs_ffmpeg, png
+from media_files import clip, ffmpeg, jfif_planes, needs_ffmpeg, png
 
 from ipvg import _core
 from ipvg.video import Video, read_image, read_video
@@ -57,8 +57,15 @@ def matrix(name):
     ]
 
 
+BEST_JPEG = ("-c:v", "mjpeg", "-qmin", "1", "-q:v", "1")
+
+
 def jpeg(frame=CARD, pixels="yuvj444p"):
-    return encode(frame[None], "jpg", "-c:v", "mjpeg", "-q:v", "1", "-pix_fmt", pixels)
+    return encode(frame[None], "jpg", *BEST_JPEG, "-pix_fmt", pixels)
+
+
+def halved_jpeg(frame):
+    return encode(jfif_planes(frame), "jpg", *BEST_JPEG, pix_fmt="yuvj420p", size=frame.shape[:2])
 
 
 def exif(data, orientation):
@@ -161,7 +168,7 @@ PICTURES = {
     "png, says 2^31-1 x 2^31-1": (lambda: declared_png(2**31 - 1, 2**31 - 1), (Bad, "damaged|not a picture|cannot")),
     "png, says 60000 x 60000": (lambda: declared_png(60000, 60000), (Bad, "damaged|not a picture|cannot|no complete")),
     "jpeg": (jpeg, CARD, 2),
-    "jpeg, odd size, 4:2:0": (lambda: jpeg(CARD[:21, :35], "yuvj420p"), CARD[:21, :35], 3),
+    "jpeg, odd size, 4:2:0": (lambda: halved_jpeg(CARD[:21, :35]), CARD[:21, :35], 3),
     "jpeg, grey": (lambda: jpeg(CARD[..., :1].repeat(3, 2), "gray"), CARD[..., :1].repeat(3, 2), 2),
     "jpeg, cmyk": (lambda: cmyk_jpeg(INK, 0), INK_RGB, 1),
     "jpeg, cut short": (lambda: jpeg()[:-60], (Bad, "cut short")),
@@ -182,7 +189,7 @@ PICTURES = {
     "one byte": (lambda: b"\x89", (Bad, "not a picture")),
     "text": (lambda: b"dear diary,\n" * 50, (Bad, "not a picture")),
     "html": (lambda: b"<!doctype html><html><body>404 not found</body></html>\n", (Bad, "not a picture")),
-    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", (Bad, "not a picture|decoder")),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", (Bad, "not a picture or video")),
     "a video": (lambda: clip(2).to_bytes(), (Bad, "a video .*read_video")),
     "animated webp": (lambda: encode(CLIP, "webp", "-c:v", "libwebp_anim", "-lossless", "1"), "first or error"),
 }  # fmt: skip
@@ -204,6 +211,19 @@ def test_a_picture(name, tmp_path):
                 read_image(source, **options)
         else:
             check(read_image(source, **options), expected, rest[0])
+
+
+@pytest.mark.parametrize("size", [(96, 192), (95, 191), (96, 191), (95, 192)])
+def test_colour_lies_where_it_is_in_an_odd_size_too(size):
+    """Waves of colour to the far side: a pixel's shift there would be 20 levels."""
+    y, x = np.mgrid[: size[0], : size[1]] * (2 * np.pi / 24)
+    picture = 128 + np.stack([80 * np.sin(x), -40 * np.sin(x), 60 * np.sin(y)], 2)
+    planes = jfif_planes(picture)
+    for kind, options in {"jpg": BEST_JPEG, "mkv": ("-c:v", "ffv1", "-chroma_sample_location", "center")}.items():
+        data = encode(planes, kind, *options, pix_fmt="yuvj420p", size=size)
+        found = read_image(data) if kind == "jpg" else read_video(data)[0]
+        off = np.abs(found - picture)[2:-2, 2:-2]
+        assert off.mean() < 1 and off[-24:].mean() < 1 and off[:, -24:].mean() < 1 and off.max() < 6, kind
 
 
 # ---- videos: the same; expected may also be (frames, rate) ----
@@ -319,7 +339,7 @@ VIDEOS = {
     "mp4 without frames": (without_frames, (Bad, "no frames|not a picture|damaged|cannot be read")),
     "mp4, says 2^31 frames of 1 GB": (declared_mp4, (Bad, "damaged|no frames|cannot be read")),
     "changes its size": (growing, (Unsupported, "frame 2 is 96 x 64, the first is 64 x 48")),
-    "only sound": (lambda: sound("wav"), (Bad, "without pictures, only sound")),
+    "only sound": (lambda: sound("m4a"), (Bad, "without pictures, only sound")),
     "sound with a cover": (cover_art, (Bad, "without pictures, only sound")),
     "text": (lambda: b"dear diary,\n" * 50, (Bad, "not a picture or video")),
     "empty": (lambda: b"", (Bad, r"empty \(0 bytes\)")),

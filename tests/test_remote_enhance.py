@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import multiprocessing
-import os
 import signal
 import sqlite3
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 pytest.importorskip("ipvg._remote")
 pytest.importorskip("ipvg._media")
 
+from chat_client import KEY
 from chat_server import Server, completion, http, script
 
 import ipvg
@@ -30,18 +30,12 @@ from ipvg.enhance import OfflineMiss, PromptEnhancer
 from ipvg.instructions import Instructions
 from ipvg.video import encode_jpeg, read_image
 
-KEY = "sk-test-0123456789abcdef"
+pytestmark = pytest.mark.usefixtures("no_settings_from_outside")
+
 CAPTION = "A woman walks on the beach."
 FACE = np.kron(np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20, np.ones((20, 30, 1), np.uint8))
 LIMITS = Limits(connect=5, total=30, silence=0, deadline=60, attempts=1, first_wait=0.02)
 ANSWER = {"content": "x", "finish_reason": "stop", "model": "m", "prompt_tokens": 1, "completion_tokens": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith("OPENAI_") or name == "SSL_CERT_FILE":
-            monkeypatch.delenv(name)
 
 
 def reply(text: str) -> bytes:

@@ -8,7 +8,6 @@ import email
 import email.policy
 import hashlib
 import json
-import os
 import struct
 import threading
 import time
@@ -20,6 +19,7 @@ import pytest
 pytest.importorskip("ipvg._remote")
 pytest.importorskip("ipvg._media")
 
+from chat_client import KEY, QUICK
 from chat_server import Server, http, script
 
 import ipvg
@@ -27,18 +27,11 @@ from ipvg.chat import Limits, RemoteError
 from ipvg.images import ImageEditor, encode_png
 from ipvg.video import encode_jpeg, read_image
 
-KEY = "sk-test-0123456789abcdef"
+pytestmark = pytest.mark.usefixtures("no_settings_from_outside")
+
 PROMPT = "A woman in a red dress. 谁 🙂 \"\\\r\n;name=x"
 FACE = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
 MADE = np.random.default_rng(2).integers(0, 256, (24, 32, 3), np.uint8)
-QUICK = Limits(connect=2, total=5, silence=0, deadline=8, attempts=1, first_wait=0.02, max_bytes=1 << 20)
-
-
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch):
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith("OPENAI_") or name == "SSL_CERT_FILE":
-            monkeypatch.delenv(name)
 
 
 def reply(*items, **more) -> bytes:

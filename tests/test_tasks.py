@@ -172,6 +172,7 @@ def test_the_pipeline_fits_a_mask_like_its_video(pipe):
 
 # ---- wrong arguments ----
 
+SMALL = CLIP[:, :48, :64]
 
 @pytest.mark.parametrize(
     ("error", "words", "call"),
@@ -186,7 +187,12 @@ def test_the_pipeline_fits_a_mask_like_its_video(pipe):
         (TypeError, "video: expected a Video", lambda: tasks.control(PHOTO)),
         (ValueError, "at least one must add", lambda: tasks.outpaint(CLIP)),
         (ValueError, "left", lambda: tasks.outpaint(CLIP, left=-1)),
-        (ValueError, "crops the new borders away", lambda: tasks.outpaint(CLIP, left=0.3, right=0.3, size=(96, 64))),
+        (ValueError, r"^size: 64x48 crops .* nothing is left to make; .* shape of 128x48",
+         lambda: tasks.outpaint(SMALL, left=0.5, right=0.5, size=SIZE)),
+        (ValueError, r"^size: 64x48 crops .* nothing is left to make; .* shape of 64x96",
+         lambda: tasks.outpaint(SMALL, top=0.5, bottom=0.5, size=SIZE)),
+        (ValueError, r"^left, right: cropped away .* to 64x48, .* ask for more",
+         lambda: tasks.outpaint(SMALL, left=0.1, right=0.1)),
         (ValueError, "mask: it has 3 frames", lambda: tasks.inpaint(CLIP, np.ones((3, 60, 100), bool), size=SIZE)),
         (ValueError, "fill", lambda: tasks.inpaint(CLIP, np.ones((60, 100), bool), fill=256)),
         (ValueError, "at least one", lambda: tasks.references([], size=SIZE, frames=5)),

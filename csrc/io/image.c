@@ -15,9 +15,9 @@ static bool holds_a_picture(const AVFormatContext *format)
     const char *name = format->iformat->name;
     size_t n = strlen(name);
     if (n > 5 && strcmp(name + n - 5, "_pipe") == 0) return true;
-    if (!strcmp(name, "gif") || !strcmp(name, "apng") || !strcmp(name, "ico") || !strcmp(name, "image2")) return true;
+    if (!strcmp(name, "gif") || !strcmp(name, "apng")) return true;
     const AVDictionaryEntry *brand = av_dict_get(format->metadata, "major_brand", NULL, 0);
-    return brand && (!strcmp(brand->value, "avif") || !strcmp(brand->value, "mif1") || !strcmp(brand->value, "heic"));
+    return brand && !strcmp(brand->value, "avif");
 }
 
 ipvg_status ipvg_image_read(ipvg_context *ctx, ipvg_image *out, const char *path, const void *data, size_t size,

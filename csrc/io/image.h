@@ -1,4 +1,4 @@
-/* Pictures: PNG, JPEG, WebP and whatever else FFmpeg decodes -> RGB bytes; RGB bytes -> PNG.
+/* Pictures: PNG, JPEG, WebP and others (source.c) -> RGB bytes; RGB bytes -> PNG.
  *
  *     ipvg_image face = {0};
  *     if (ipvg_image_read(&ctx, &face, "alice.png", NULL, 0, IPVG_ALPHA_DROP) != IPVG_OK) puts(ctx.error);

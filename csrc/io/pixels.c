@@ -1,5 +1,6 @@
 #include "pixels.h"
 
+#include <libavutil/imgutils.h>
 #include <libavutil/mem.h>
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
@@ -92,6 +93,25 @@ static void read_deep(AVFrame *rgb, const AVFrame *frame, uint16_t *line)
         }
 }
 
+/* Both sides up to whole cells of chroma. swscale takes 18 samples for 35 pixels as 35 / 18 pixels each, not two: colour
+ * would lie a pixel off at the far side. */
+static void whole_size(const AVFrame *frame, int *height, int *width)
+{
+    const AVPixFmtDescriptor *desc = av_pix_fmt_desc_get(frame->format);
+    *height = desc ? FFALIGN(frame->height, 1 << desc->log2_chroma_h) : frame->height;
+    *width = desc ? FFALIGN(frame->width, 1 << desc->log2_chroma_w) : frame->width;
+}
+
+static int new_frame(AVFrame **out, int format, int height, int width)
+{
+    AVFrame *frame = *out = av_frame_alloc();
+    if (!frame) return AVERROR(ENOMEM);
+    frame->format = format;
+    frame->width = width;
+    frame->height = height;
+    return av_frame_get_buffer(frame, 0); /* padded rows: swscale's vector code writes past their end */
+}
+
 static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *frame, bool picture)
 {
     int chroma = frame->chroma_location;
@@ -111,16 +131,14 @@ static ipvg_status set_up(ipvg_context *ctx, ipvg_to_rgb *c, const AVFrame *fram
     int to = has_alpha(from) ? AV_PIX_FMT_RGBA : AV_PIX_FMT_RGB24;
     /* Unspecified colours are taken as bt601 whatever the size: so do swscale and the readers built on it, and so were
      * the untagged videos of the reference implementation written. */
-    int err = 0;
+    int err = 0, height, width;
+    whole_size(frame, &height, &width);
     if (!is_deep(frame))
-        err = open_sws(&c->sws, frame->height, frame->width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1,
-                       "src", chroma);
-    if (err >= 0) err = (c->rgb = av_frame_alloc()) ? 0 : AVERROR(ENOMEM);
-    if (err >= 0) {
-        c->rgb->format = to;
-        c->rgb->width = frame->width;
-        c->rgb->height = frame->height;
-        err = av_frame_get_buffer(c->rgb, 0); /* padded rows: swscale's vector code writes past their end */
+        err = open_sws(&c->sws, height, width, from, to, frame->colorspace, full, SWS_CS_DEFAULT, 1, "src", chroma);
+    if (err >= 0) err = new_frame(&c->rgb, to, height, width);
+    if (err >= 0 && (height > frame->height || width > frame->width)) {
+        err = new_frame(&c->whole, frame->format, height, width);
+        for (int i = 0; err >= 0 && c->whole->buf[i]; i++) memset(c->whole->buf[i]->data, 0, c->whole->buf[i]->size);
     }
     if (err >= 0) return IPVG_OK;
     ipvg_to_rgb_free(c);
@@ -140,7 +158,11 @@ ipvg_status ipvg_to_rgb_convert(ipvg_context *ctx, ipvg_to_rgb *c, uint8_t *out,
     if (status != IPVG_OK) return status;
     int err = 0;
     if (c->sws) {
-        err = sws_scale(c->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, c->rgb->data,
+        const AVFrame *from = c->whole ? c->whole : frame;
+        if (c->whole)
+            av_image_copy(c->whole->data, c->whole->linesize, (const uint8_t **)frame->data, frame->linesize,
+                          frame->format, frame->width, frame->height);
+        err = sws_scale(c->sws, (const uint8_t *const *)from->data, from->linesize, 0, from->height, c->rgb->data,
                         c->rgb->linesize);
     } else {
         uint16_t *line = av_malloc_array((size_t)frame->width, sizeof *line);
@@ -184,6 +206,7 @@ void ipvg_to_rgb_free(ipvg_to_rgb *c)
 {
     sws_freeContext(c->sws);
     av_frame_free(&c->rgb);
+    av_frame_free(&c->whole);
     memset(c, 0, sizeof *c);
 }
 

@@ -17,6 +17,7 @@ typedef enum ipvg_alpha { IPVG_ALPHA_DROP, IPVG_ALPHA_WHITE } ipvg_alpha;
 typedef struct ipvg_to_rgb {
     struct SwsContext *sws; /* NULL: RGB or grey of more than 8 bits, converted here */
     AVFrame *rgb;           /* RGB24, or RGBA when the source has alpha */
+    AVFrame *whole;         /* NULL, or the frame on whole cells of its chroma */
     int width, height, format, colorspace, range, chroma;
 } ipvg_to_rgb;
 

@@ -17,6 +17,18 @@
 #endif
 #define IO_BUFFER (64 * 1024)
 
+/* What is read, by FFmpeg's names; each has a test. What else a build of FFmpeg reads (SVG, for one, or playlists, which
+ * name other files) depends on its release and its options: a list of refusals would have holes. */
+static const char demuxers[] =
+    "png_pipe,apng,jpeg_pipe,webp_pipe,gif,bmp_pipe,tiff_pipe,"
+    "mov,matroska,avi,mpegts,mpeg,flv,mjpeg,yuv4mpegpipe";
+static const char decoders[] =
+    "png,apng,mjpeg,webp,gif,bmp,tiff,libdav1d,libaom-av1,av1,h264,hevc,vp8,vp9,mpeg1video,"
+    "mpeg2video,mpeg4,h263,flv,prores,dnxhd,qtrle,ffv1,ffvhuff,huffyuv,rawvideo";
+static const char kinds[] =
+    "pictures: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF; "
+    "videos: mp4, mov, mkv, webm, avi, MPEG-TS and -PS, flv, y4m, GIF, APNG";
+
 static int read_some(void *user, uint8_t *buf, int want)
 {
     ipvg_source *s = user;
@@ -62,13 +74,13 @@ static int refuse_open(AVFormatContext *format, AVIOContext **pb, const char *ur
     return AVERROR(EPERM);
 }
 
-/* refuse_open stops them too, but some fail there with a number that says nothing. */
-static bool is_playlist(const char *demuxer)
+/* Phones save these in tiles: FFmpeg before 7.1 finds nothing in one, later ones give each tile as a stream of its own. */
+static bool is_heif(AVIOContext *io)
 {
-    static const char *const names[] = {"hls", "applehttp", "concat", "dash", "imf", "sdp", "webm_dash_manifest"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (av_match_name(names[i], demuxer)) return true;
-    return false;
+    uint8_t b[12];
+    bool enough = avio_read(io, b, sizeof b) == sizeof b;
+    avio_seek(io, 0, SEEK_SET);
+    return enough && (!memcmp(b + 4, "ftyphe", 6) || !memcmp(b + 4, "ftypmif1", 8));
 }
 
 static ipvg_status open_bytes(ipvg_context *ctx, ipvg_source *s, const char *path)
@@ -87,6 +99,17 @@ static ipvg_status open_bytes(ipvg_context *ctx, ipvg_source *s, const char *pat
     if (s->io) return IPVG_OK;
     av_free(buffer);
     return ipvg_fail(ctx, IPVG_E_MEMORY, "%s: no memory to read it", s->name);
+}
+
+/* The lists go along for what a file holds: AVI, for one, opens demuxers of subtitles. Frees the format when it fails. */
+static int open_format(ipvg_source *s, const AVInputFormat *demuxer)
+{
+    AVDictionary *options = NULL;
+    int err = av_dict_set(&options, "format_whitelist", demuxers, 0);
+    if (err >= 0) err = av_dict_set(&options, "codec_whitelist", decoders, 0);
+    if (err >= 0) err = avformat_open_input(&s->format, NULL, demuxer, &options);
+    av_dict_free(&options);
+    return err;
 }
 
 /* FFmpeg decodes some frames here, by decoders of its own: they get the limit too. */
@@ -110,10 +133,12 @@ static ipvg_status open_decoder(ipvg_context *ctx, ipvg_source *s)
         return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a file of type %s without pictures%s", s->name,
                          s->format->iformat->name, s->format->nb_streams ? ", only sound or data" : "");
     s->stream = s->format->streams[index];
+    const char *name = avcodec_get_name(s->stream->codecpar->codec_id);
     const AVCodec *decoder = avcodec_find_decoder(s->stream->codecpar->codec_id);
-    if (!decoder)
-        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: FFmpeg here has no decoder for '%s'", s->name,
-                         avcodec_get_name(s->stream->codecpar->codec_id));
+    if (!decoder) return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: FFmpeg here has no decoder for '%s'", s->name, name);
+    if (!av_match_list(decoder->name, decoders, ','))
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "%s: the codec '%s' is not read: convert it first, as to H.264",
+                         s->name, name);
     s->codec = avcodec_alloc_context3(decoder);
     s->packet = av_packet_alloc();
     s->frame = av_frame_alloc();
@@ -142,12 +167,15 @@ ipvg_status ipvg_source_open(ipvg_context *ctx, ipvg_source *s, const char *path
     s->format->pb = s->io;
     s->format->flags |= AVFMT_FLAG_CUSTOM_IO;
     s->format->io_open = refuse_open;
+    if (is_heif(s->io))
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: not a picture or video that is read (HEIF, as from a phone); %s",
+                         s->name, kinds);
     const AVInputFormat *demuxer = NULL;
     int err = av_probe_input_buffer2(s->io, &demuxer, NULL, NULL, 0, 0);
-    if (err >= 0 && is_playlist(demuxer->name))
-        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: a playlist (%s), and the files that it names are not opened", s->name,
-                         demuxer->name);
-    if (err >= 0) err = avformat_open_input(&s->format, NULL, demuxer, NULL); /* frees the format when it fails */
+    if (err >= 0 && !av_match_list(demuxer->name, demuxers, ','))
+        return ipvg_fail(ctx, IPVG_E_FORMAT, "%s: not a picture or video that is read (FFmpeg calls it '%s'); %s",
+                         s->name, demuxer->name, kinds);
+    if (err >= 0) err = open_format(s, demuxer);
     if (err < 0)
         return ipvg_ff_fail(ctx, cause(s, err), "%s: not a picture or video that FFmpeg can read, or damaged", s->name);
     err = find_stream_info(s->format);

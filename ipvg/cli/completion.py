@@ -96,7 +96,7 @@ def bash(top: Node) -> str:
             "# bash completion of ipvg",
             "_ipvg() {",
             '    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} at="" word words known',
-            '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do',
+            '    for word in "${COMP_WORDS[@]:1:$((COMP_CWORD-1))}"; do',
             f"        for known in {known}; do",
             '            [[ ${at:+$at }$word == "$known" ]] && { at=$known; break; }',
             "        done",

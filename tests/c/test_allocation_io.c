@@ -78,9 +78,12 @@ static ipvg_status read_picture(void *rgb, const void *data, size_t size)
 
 static ipvg_status reading_png(void *rgb) { return read_picture(rgb, NULL, 0); }
 
-static ipvg_status reading_deep_colours(void *rgb) /* which we convert ourselves */
+static ipvg_status reading_deep_grey(void *rgb) /* which we convert ourselves */
 {
-    static const char data[] = "P6\n2 2\n65535\n\1\2\3\4\5\6\1\2\3\4\5\6\1\2\3\4\5\6\1\2\3\4\5\6";
+#define TAG(low, value) #low "\1\3\0\1\0\0\0" #value "\0\0\0" /* 256 + low, one short */
+    /* A TIFF of 2 x 2 pixels of 16 bits: width, height, bits, no compression, 0 is black, where, samples, rows, bytes. */
+    static const char data[] = "II*\0\10\0\0\0\11\0" TAG(\0, \2) TAG(\1, \2) TAG(\2, \20) TAG(\3, \1) TAG(\6, \1)
+        TAG(\21, \172) TAG(\25, \1) TAG(\26, \2) TAG(\27, \10) "\0\0\0\0\1\2\3\4\5\6\7\10";
     return read_picture(rgb, data, sizeof data - 1);
 }
 
@@ -143,7 +146,7 @@ int main(void)
     EACH_FAILS(&ctx, reading_png, rgb, 10);
     CHECK(memcmp(rgb, drawn[0], BYTES) == 0);
     unlink(file);
-    EACH_FAILS(&ctx, reading_deep_colours, rgb, 10);
+    EACH_FAILS(&ctx, reading_deep_grey, rgb, 10);
     EACH_FAILS(&ctx, encoding_jpeg, rgb, 4);
     for (size_t i = 0; i < sizeof videos / sizeof *videos; i++) {
         file = in_folder(videos[i]);
