@@ -1,0 +1,173 @@
+"""Time, memory, power and kernels of one GPU; on the CPU, for trying the benchmark out, time alone."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+GIB = 2**30
+
+
+@dataclass
+class Timing:
+    """Seconds of each timed run; what the card did meanwhile (MHz, W; 0 where unknown)."""
+
+    runs: list[float]
+    first: float  # the first call of all: plans, tuning, compilation
+    clock: float = 0.0
+    power: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.runs)
+
+    def record(self) -> dict:
+        return {"seconds": self.seconds, "least": min(self.runs), "most": max(self.runs), "runs": len(self.runs),
+                "first": self.first, "clock_mhz": self.clock, "power_w": self.power}  # fmt: skip
+
+
+class Meter:
+    """device: "cuda" or "cpu". warm, timed: seconds that a load is kept on before it is timed, and timed for: a card at
+    its power limit is slower than in a burst."""
+
+    def __init__(self, device: str, warm: float, timed: float):
+        self.device, self.warm, self.timed = device, warm, timed
+        self.gpu = device == "cuda"
+
+    def sync(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    def empty(self) -> None:
+        gc.collect()
+        if self.gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def used(self) -> int:
+        """Bytes of the card that anybody holds."""
+        if not self.gpu:
+            return 0
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
+    def time(self, run: Callable[[], object], least: int = 2, most: int = 200) -> Timing:
+        """Wall clock of a call and the wait for its end: after `warm` seconds of it, for `timed` seconds and at least
+        `least` times."""
+        first = self._once(run)
+        began = time.perf_counter()
+        while time.perf_counter() - began < self.warm:
+            self._once(run)
+        runs: list[float] = []
+        with self.watch() as seen:
+            while len(runs) < least or (sum(runs) < self.timed and len(runs) < most):
+                runs.append(self._once(run))
+        return Timing(runs, first, seen.clock, seen.power)
+
+    def _once(self, run: Callable[[], object]) -> float:
+        self.sync()
+        began = time.perf_counter()
+        run()
+        self.sync()
+        return time.perf_counter() - began
+
+    def rate(self, run: Callable[[], object], amount: float) -> float:
+        """`amount` (operations, bytes) a second of a short operation under sustained load, by events around batches."""
+        self._once(run)
+        calls = max(1, min(2000, int(0.05 / max(self._once(run), 1e-6))))
+
+        def batch() -> None:
+            for _ in range(calls):
+                run()
+
+        return amount * calls / self.time(batch, least=3).seconds
+
+    @contextlib.contextmanager
+    def watch(self, every: float = 0.1) -> Iterator[Watch]:
+        """Peak of the card's memory, mean clock and power while the block runs, looked at every so many seconds."""
+        seen = Watch(self, every)
+        thread = threading.Thread(target=seen.look, daemon=True)
+        if self.gpu:
+            thread.start()
+        try:
+            yield seen
+        finally:
+            seen.done.set()
+            if self.gpu:
+                thread.join()
+                seen.sample()
+
+
+@dataclass
+class Watch:
+    meter: Meter
+    every: float
+    peak: int = 0
+    clocks: list[float] = field(default_factory=list)
+    powers: list[float] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self) -> None:
+        self.peak = max(self.peak, self.meter.used())
+
+    def look(self) -> None:
+        while not self.done.wait(self.every):
+            self.sample()
+            with contextlib.suppress(Exception):  # without NVML: no clock, no power
+                self.clocks.append(torch.cuda.clock_rate())
+                self.powers.append(torch.cuda.power_draw() / 1000)
+
+    @property
+    def clock(self) -> float:
+        return statistics.mean(self.clocks) if self.clocks else 0.0
+
+    @property
+    def power(self) -> float:
+        return statistics.mean(self.powers) if self.powers else 0.0
+
+
+#: Kernels by name, the first that fits: cuDNN's attention, ipvg's own kernels (kernels/*.cu), PyTorch's, libraries'.
+PARTS = (
+    ("copy", r"^Mem(cpy|set)"),
+    ("attention", r"sdpa|flash|fmha|attention"),
+    ("norm", r"norm|rope|softmax|modulate|conv_finish"),
+    ("conv", r"conv|fprop|dgrad|implicit|winograd|xmma.*ndhwc"),
+    ("gemm", r"gemm|nvjet|cutlass|xmma|cublas|splitk|wgmma"),
+)
+
+
+def part_of(kernel: str) -> str:
+    return next((part for part, pattern in PARTS if re.search(pattern, kernel, re.IGNORECASE)), "other")
+
+
+def profile(meter: Meter, run: Callable[[], object]) -> dict:
+    """Seconds by part of one call, from CUPTI's records of every kernel of this process: ours as well as PyTorch's.
+    "idle": the call's wall clock less all of them. "kernels": the dearest by name."""
+    if not meter.gpu:
+        return {}
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA]) as p:
+        began = time.perf_counter()
+        run()
+        meter.sync()
+        wall = time.perf_counter() - began
+    names: dict[str, float] = {}
+    for event in p.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            names[event.name] = names.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6
+    parts: dict[str, float] = {}
+    for name, seconds in names.items():
+        parts[part_of(name)] = parts.get(part_of(name), 0.0) + seconds
+    dearest = sorted(names.items(), key=lambda item: -item[1])[:16]
+    return {"wall": wall, "idle": wall - sum(parts.values()), "parts": parts,
+            "kernels": [(name[:120], part_of(name), seconds) for name, seconds in dearest]}  # fmt: skip
