@@ -10,8 +10,8 @@ channels last). The floor is the same work at the ceilings of this card, measure
 load: matrix products, attention and convolutions of these shapes and nothing else (gpu/work.py counts, gpu/ceilings.py
 measures). "x floor": ours / floor. "faster": the peer's fastest / ours. "apart": relative L2 between both results.
 
-Every time is wall clock from call to result; ours with its arguments and results in the host's memory, the peer's on the
-GPU. Ours has prompts and context prepared, since a sampler prepares them once; the peer's forward embeds them each time.
+Every time is wall clock from call to result; ours with its arguments and results in the host's memory, the peer's on
+the GPU. Ours has prompts and context prepared, since a sampler prepares them once; the peer's forward embeds them.
 A row is printed as soon as it is known and written to OUT/engine.json. A row or side that fails says why; the others go
 on; the exit status is 1. What came out: NOTES.md.
 """
@@ -27,7 +27,7 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ipvg of this folder, built in place
+sys.path[:0] = [str(path) for path in Path(__file__).resolve().parents[:2]]  # gpu/, and ipvg as it is built in place
 
 SIDES = ("ours", "eager", "compiled", "floor")
 ROWS = ("forward13", "step13", "vae_decode", "vae_encode", "umt5", "load13", "accuracy", "forward14", "forward14_720",
@@ -80,7 +80,6 @@ def main() -> int:
     args = arguments()
     try:
         import torch
-
         from gpu import accuracy_rows, dit_rows, stage_rows
         from gpu.bench import Bench
         from gpu.row import HEAD

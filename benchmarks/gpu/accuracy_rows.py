@@ -50,22 +50,24 @@ def _dit(bench: Bench, row: Row, c: DitConfig) -> None:
     size, device = bench.sizes.accuracy, bench.device
     inputs = dit_inputs(c, size, bench.sizes.words)
     row.title += f", L {work.tokens(work.latent(*size))}"
-    model = peers.dit(c, weights.make(c, device), device)
-
-    def run(dtype: torch.dtype) -> np.ndarray:
-        return model(**peers.dit_inputs(c, *inputs, device, dtype))[0][0].float().cpu().numpy()
-
-    with torch.no_grad():
-        theirs = run(torch.bfloat16)
-    with peers.exactly(), peers.widened(model):
-        reference = run(torch.float32)
-    del model
+    theirs, reference = _dit_peer(bench, c, inputs)
     with bench.ours(row) as d:
         mine = _core.Dit(d, asdict(c), weights.taken(c, device))
         x, context, states = inputs
         ours = mine.forward(x, 500, mine.text(states), mine.context(context))
-        del mine
     _judge(row, ours, theirs, reference)
+
+
+def _dit_peer(bench: Bench, c: DitConfig, inputs) -> tuple[np.ndarray, np.ndarray]:
+    model = peers.dit(c, weights.make(c, bench.device), bench.device)
+
+    def run(dtype: torch.dtype) -> np.ndarray:
+        return model(**peers.dit_inputs(c, *inputs, bench.device, dtype))[0][0].float().cpu().numpy()
+
+    with torch.no_grad():
+        theirs = run(torch.bfloat16)
+    with peers.exactly(), peers.widened(model):
+        return theirs, run(torch.float32)
 
 
 def _umt5(bench: Bench, row: Row) -> None:
@@ -85,7 +87,6 @@ def _umt5(bench: Bench, row: Row) -> None:
     with bench.ours(row) as d:
         mine = _core.TextEncoder(d, asdict(c) | {"norm_eps": c.eps}, weights.taken(c, device))
         ours = mine.encode(ids)
-        del mine
     _judge(row, ours, theirs, reference)
 
 
@@ -105,7 +106,6 @@ def _vae(bench: Bench, row: Row, what: str) -> None:
     with bench.ours(row) as d:
         mine = _core.Vae(d, asdict(c), weights.taken(c, device))
         ours = getattr(mine, what)(given)
-        del mine
     if what == "decode":
         ours = ours.clip(-1, 1)
     error = relative_l2(half, reference)

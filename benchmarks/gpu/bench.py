@@ -6,12 +6,11 @@ import argparse
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ipvg import _core
 from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig
@@ -75,28 +74,25 @@ class Bench:
                 yield device
             finally:
                 seen.sample()
+                row.peak["ours"] = max(row.peak.get("ours", 0), seen.peak - before)
                 del device
-        if self.meter.gpu and "ours" not in row.peak:
-            row.peak["ours"] = seen.peak - before
         self.meter.empty()
 
     @contextlib.contextmanager
-    def peer(self, row: Row) -> Iterator[None]:
-        """Peak of PyTorch's allocations in the block: less than what its process holds, so in its favour."""
+    def peer(self) -> Iterator[None]:
+        """A block in which PyTorch holds tensors, none before and none after."""
         self.meter.empty()
-        if self.meter.gpu:
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if self.meter.gpu else 0
         try:
             yield
         finally:
-            if self.meter.gpu:
-                row.peak.setdefault("peer", torch.cuda.max_memory_allocated() - before)
-        self.meter.empty()
+            self.meter.empty()
 
-    def timed(self, row: Row, side: str, run, least: int = 2) -> Timing:
+    def timed(self, row: Row, side: str, run: Callable[[], object], least: int = 2) -> Timing:
+        self.meter.reset_peak()
         timing = row.seen(side, self.meter.time(run, least))
-        if self.args.profile:
+        if not side.startswith("ours"):
+            row.peak[side] = self.meter.peak()
+        if self.args.profile and (side != "eager" or not self.wants("compiled")):
             row.parts[side] = profile(self.meter, run)
         return timing
 

@@ -45,23 +45,25 @@ def _forwards(bench: Bench, name: str, title: str, c: DitConfig, sizes, least: i
     rows = {size: Row(f"{name}", f"{title} {label(size)}") for size in sizes}
     inputs = {size: dit_inputs(c, size, bench.sizes.words) for size in sizes}
     results: dict[tuple, np.ndarray] = {}
-    first = next(iter(rows.values()))
+    first, largest = next(iter(rows.values())), max(sizes, key=np.prod)
 
     def ours() -> None:
-        with bench.ours(rows[max(sizes, key=np.prod)]) as device:
+        with bench.ours(rows[largest]) as device:
             model = _core.Dit(device, asdict(c), weights.taken(c, bench.device))
             for size, row in rows.items():
                 row.attempt("ours", lambda row=row, size=size: one(model, row, size))
-            del model
 
     def one(model: _core.Dit, row: Row, size: Size) -> None:
         x, context, states = inputs[size]
         text, prepared = model.text(states), model.context(context)
-        results[size, "ours"] = model.forward(x, 500, text, prepared)
-        row.ours = bench.timed(row, "ours", lambda: model.forward(x, 500, text, prepared), least)
+
+        def run() -> None:
+            results[size, "ours"] = model.forward(x, 500, text, prepared)
+
+        row.ours = bench.timed(row, "ours", run, least)
 
     def theirs() -> None:
-        with bench.peer(rows[max(sizes, key=np.prod)]), torch.no_grad():
+        with bench.peer(), torch.no_grad():
             model = peers.dit(c, weights.make(c, bench.device), bench.device)
             for side in ("eager", "compiled"):
                 if not bench.wants(side) or (side == "compiled" and not compiled):
@@ -70,17 +72,21 @@ def _forwards(bench: Bench, name: str, title: str, c: DitConfig, sizes, least: i
                     peers.compile_dit(model, bench.meter.gpu, bench.args.mode)
                 for size, row in rows.items():
                     row.attempt(side, lambda row=row, size=size, side=side: peer(model, row, size, side))
-            del model
 
     def peer(model: torch.nn.Module, row: Row, size: Size, side: str) -> None:
         given = peers.dit_inputs(c, *inputs[size], bench.device, torch.bfloat16)
-        results[size, side] = model(**given)[0][0].float().cpu().numpy()
-        row.peers[side] = bench.timed(row, side, lambda: model(**given), least)
+        kept = {}
 
-    if bench.wants("ours"):
-        first.attempt("ours", ours)
+        def run() -> None:
+            kept["velocity"] = model(**given)[0]
+
+        row.peers[side] = bench.timed(row, side, run, least)
+        results[size, side] = kept["velocity"][0].float().cpu().numpy()
+
     if bench.wants("eager") or bench.wants("compiled"):
         first.attempt("peers", theirs)
+    if bench.wants("ours"):
+        first.attempt("ours", ours)
     for size, row in rows.items():
         other = results.get((size, "eager"), results.get((size, "compiled")))
         apart(row, results.get((size, "ours")), other)
@@ -97,8 +103,8 @@ def _forwards(bench: Bench, name: str, title: str, c: DitConfig, sizes, least: i
 
 
 def step13(bench: Bench) -> Iterator[Row]:
-    """One step of the method's three branches, whole: what a sampler's next() takes, results on the host. The peer makes
-    three forwards; it has no way to skip a block, which the weak branch does, nor to combine or to step."""
+    """One step of the method's three branches, whole: what a sampler's next() takes, results on the host. The peer
+    makes three forwards; it cannot skip a block, which the weak branch does, and it neither combines nor steps."""
     c, size = bench.sizes.b13, bench.sizes.p480
     row = Row("step13", f"1.3B step, 3 branches {label(size)}")
     x, context, states = dit_inputs(c, size, bench.sizes.words)
@@ -111,11 +117,9 @@ def step13(bench: Bench) -> Iterator[Row]:
             schedule = Schedule(1000, 16.0)  # more steps than are timed
             run = Sampler(model, texts, source, guidance=tpige_code(), schedule=schedule, noise=x)
             row.ours = bench.timed(row, "ours", lambda: next(run))
-            row.more["forwards_a_step"] = 3
-            del run, model
 
     def theirs() -> None:
-        with bench.peer(row), torch.no_grad():
+        with bench.peer(), torch.no_grad():
             model = peers.dit(c, weights.make(c, bench.device), bench.device)
             if bench.wants("compiled"):
                 peers.compile_dit(model, bench.meter.gpu, bench.args.mode)
@@ -130,14 +134,12 @@ def step13(bench: Bench) -> Iterator[Row]:
 
             side = "compiled" if bench.wants("compiled") else "eager"
             row.peers[side] = bench.timed(row, side, step)
-            del model
 
-    if bench.wants("ours"):
-        row.attempt("ours", ours)
     if bench.wants("eager") or bench.wants("compiled"):
         row.attempt("peers", theirs)
+    if bench.wants("ours"):
+        row.attempt("ours", ours)
     bench.floor(row, work.dit(c, work.latent(*size)).times(3))
-    bench.best["step13 peer"] = row.fastest and row.fastest[1].seconds
     yield row
 
 
@@ -152,13 +154,15 @@ def fp8(bench: Bench) -> Iterator[Row]:
         with bench.ours(row, dtype) as device:
             model = _core.Dit(device, asdict(c), weights.taken(c, bench.device))
             text, prepared = model.text(states), model.context(context)
-            results[dtype] = model.forward(x, 500, text, prepared)
-            timing = bench.timed(row, dtype, lambda: model.forward(x, 500, text, prepared))
+
+            def run() -> None:
+                results[dtype] = model.forward(x, 500, text, prepared)
+
+            timing = bench.timed(row, f"ours {dtype}", run)
             if dtype == "fp8":
                 row.ours = timing
             else:
                 row.more["bfloat16_seconds"] = timing.seconds
-            del model
 
     for dtype in ("fp8", "bfloat16"):
         if not row.errors:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 GIB = 2**30
+MOST = 200  # timed calls
 
 
 @dataclass
@@ -46,6 +47,14 @@ class Meter:
         if self.gpu:
             torch.cuda.synchronize()
 
+    def reset_peak(self) -> None:
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Bytes of PyTorch's own tensors at their most: less than what its process holds, so in the peer's favour."""
+        return torch.cuda.max_memory_allocated() if self.gpu else 0
+
     def empty(self) -> None:
         gc.collect()
         if self.gpu:
@@ -59,20 +68,23 @@ class Meter:
         free, total = torch.cuda.mem_get_info()
         return total - free
 
-    def time(self, run: Callable[[], object], least: int = 2, most: int = 200) -> Timing:
-        """Wall clock of a call and the wait for its end: after `warm` seconds of it, for `timed` seconds and at least
-        `least` times."""
-        first = self._once(run)
-        began = time.perf_counter()
-        while time.perf_counter() - began < self.warm:
-            self._once(run)
+    def time(
+        self, run: Callable[[], object], least: int = 2, warm: float | None = None, timed: float | None = None
+    ) -> Timing:
+        """Wall clock of a call and the wait for its end: after the load was on for `warm` seconds, for `timed` seconds
+        and at least `least` times. A call four times as long as `warm` warms itself up."""
+        warm, timed = self.warm if warm is None else warm, self.timed if timed is None else timed
+        first, load = self.once(run), 0.0
         runs: list[float] = []
         with self.watch() as seen:
-            while len(runs) < least or (sum(runs) < self.timed and len(runs) < most):
-                runs.append(self._once(run))
+            while len(runs) < least or (sum(runs) < timed and len(runs) < MOST):
+                seconds = self.once(run)
+                if load >= warm or seconds >= 4 * warm:
+                    runs.append(seconds)
+                load += seconds
         return Timing(runs, first, seen.clock, seen.power)
 
-    def _once(self, run: Callable[[], object]) -> float:
+    def once(self, run: Callable[[], object]) -> float:
         self.sync()
         began = time.perf_counter()
         run()
@@ -80,15 +92,15 @@ class Meter:
         return time.perf_counter() - began
 
     def rate(self, run: Callable[[], object], amount: float) -> float:
-        """`amount` (operations, bytes) a second of a short operation under sustained load, by events around batches."""
-        self._once(run)
-        calls = max(1, min(2000, int(0.05 / max(self._once(run), 1e-6))))
+        """`amount` (operations, bytes) a second of a short operation under sustained load. The card is warm already."""
+        self.once(run)
+        calls = max(1, min(2000, int(0.05 / max(self.once(run), 1e-6))))
 
         def batch() -> None:
             for _ in range(calls):
                 run()
 
-        return amount * calls / self.time(batch, least=3).seconds
+        return amount * calls / self.time(batch, 3, self.warm / 2, self.timed / 2).seconds
 
     @contextlib.contextmanager
     def watch(self, every: float = 0.1) -> Iterator[Watch]:

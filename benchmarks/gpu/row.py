@@ -10,7 +10,8 @@ from .ceilings import Ceilings
 from .meter import GIB, Timing
 from .work import Work
 
-HEAD = f"{'work':44} {'ours':>9} {'eager':>9} {'fastest':>9} {'floor':>9} {'x floor':>7} {'faster':>7} {'GiB':>11}  apart"
+_COLUMNS = "ours      eager   fastest     floor x floor  faster         GiB"
+HEAD = f"{'work':49} {_COLUMNS}  apart"
 
 
 @dataclass
@@ -84,7 +85,8 @@ class Row:
         eager = self.peers.get("eager")
         over = f"{self.ours.seconds / self.least:7.3f}" if self.ours and self.least else f"{'-':>7}"
         faster = f"{best[1].seconds / self.ours.seconds:7.3f}" if self.ours and best else f"{'-':>7}"
-        gib = "/".join(f"{self.peak[side] / GIB:.1f}" if side in self.peak else "-" for side in ("ours", "peer"))
+        sides = "ours", best[0] if best else ""
+        gib = "/".join(f"{self.peak[side] / GIB:.1f}" if self.peak.get(side) else "-" for side in sides)
         apart = f"{self.apart:.1e}" if self.apart is not None else "-"
         tail = f"  ({best[0]})" if best and best[0] != "eager" else ""
         failed = f"  failed: {', '.join(self.errors)}" if self.errors else ""

@@ -17,7 +17,7 @@ from ipvg.guidance import tpige_code
 from ipvg.pipeline import Pipeline
 
 from . import peers, weights, work
-from .bench import Bench, apart, array
+from .bench import Bench, apart, array, dit_inputs
 from .meter import Timing
 from .row import Row
 
@@ -47,28 +47,34 @@ def _vae(bench: Bench, what: str) -> Row:
     def ours() -> None:
         with bench.ours(row) as device:
             model = _core.Vae(device, asdict(c), weights.taken(c, bench.device))
-            run = getattr(model, what)
-            results["ours"] = run(given).clip(-1, 1) if what == "decode" else run(given)
-            row.ours = bench.timed(row, "ours", lambda: run(given))
-            del model, run
+
+            def run() -> None:
+                results["ours"] = getattr(model, what)(given)
+
+            row.ours = bench.timed(row, "ours", run)
 
     def theirs(side: str) -> None:
         dtype, last, compiled = VAE_SIDES[side]
-        with bench.peer(row):
-            part = f"{what}r"
+        with bench.peer(), _tuned(side != "eager"):
             model = peers.vae(c, weights.make(c, bench.device), dtype, last)
             if compiled:
-                peers.compile_vae(model, part)
-            run = peers.vae_run(model, part, torch.from_numpy(given).to(bench.device), last)
-            results[side] = run().float().cpu().numpy()
-            row.peers[side] = bench.timed(row, side, run)
-            del model, run
+                peers.compile_vae(model, f"{what}r")
+            stage = peers.vae_run(model, f"{what}r", torch.from_numpy(given).to(bench.device), last)
+            kept = {}
 
-    if bench.wants("ours"):
-        row.attempt("ours", ours)
+            def run() -> None:
+                kept["result"] = stage()
+
+            row.peers[side] = bench.timed(row, side, run)
+            results[side] = kept["result"].float().cpu().numpy()
+
     for side in VAE_SIDES:
         if bench.wants("compiled" if side == "compiled" else "eager"):
             row.attempt(side, lambda side=side: theirs(side))
+    if bench.wants("ours"):
+        row.attempt("ours", ours)
+    if what == "decode" and "ours" in results:
+        results["ours"] = results["ours"].clip(-1, 1)  # as the peer does
     apart(row, results.get("ours"), results.get("fp16 NDHWC"))
     stage = work.vae_decode if what == "decode" else work.vae_encode
     bench.floor(row, stage(c, *size))
@@ -76,6 +82,16 @@ def _vae(bench: Bench, what: str) -> Row:
     if row.fastest:
         bench.best[f"vae_{what} side"] = row.fastest[0]
     return row
+
+
+@contextlib.contextmanager
+def _tuned(on: bool) -> Iterator[None]:
+    """cuDNN tries its convolutions out."""
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 def umt5(bench: Bench) -> Iterator[Row]:
@@ -88,12 +104,14 @@ def umt5(bench: Bench) -> Iterator[Row]:
         with bench.ours(row) as device:
             config = asdict(c) | {"norm_eps": c.eps}
             model = _core.TextEncoder(device, config, weights.taken(c, bench.device))
-            results["ours"] = model.encode(ids)
-            row.ours = bench.timed(row, "ours", lambda: model.encode(ids))
-            del model
+
+            def run() -> None:
+                results["ours"] = model.encode(ids)
+
+            row.ours = bench.timed(row, "ours", run)
 
     def theirs() -> None:
-        with bench.peer(row), torch.no_grad():
+        with bench.peer(), torch.no_grad():
             model = peers.umt5(c, weights.make(c, bench.device))
             given = torch.from_numpy(ids)[None].to(bench.device)
             for side in ("eager", "compiled"):
@@ -103,17 +121,16 @@ def umt5(bench: Bench) -> Iterator[Row]:
                     peers.compile_umt5(model)
 
                 def one(side: str = side) -> None:
-                    results[side] = model(given).last_hidden_state[0].float().cpu().numpy()
                     row.peers[side] = bench.timed(row, side, lambda: model(given))
+                    results[side] = model(given).last_hidden_state[0].float().cpu().numpy()
 
                 row.attempt(side, one)
-            del model
 
-    if bench.wants("ours"):
-        row.attempt("ours", ours)
     if bench.wants("eager") or bench.wants("compiled"):
         row.attempt("peers", theirs)
-    apart(row, results.get("ours"), results.get("eager"))
+    if bench.wants("ours"):
+        row.attempt("ours", ours)
+    apart(row, results.get("ours"), results.get("eager", results.get("compiled")))
     bench.floor(row, work.umt5(c))
     bench.best["umt5 floor"] = row.least
     yield row
@@ -140,7 +157,7 @@ def load13(bench: Bench) -> Iterator[Row]:
     def theirs() -> None:
         from safetensors.torch import load_file
 
-        with bench.peer(row):
+        with bench.peer():
             path = folder / "diffusion_pytorch_model.safetensors"
             row.peers["eager"] = row.seen("eager", bench.meter.time(lambda: load_file(path, bench.device), least=3))
 
@@ -186,16 +203,15 @@ def video(bench: Bench) -> Iterator[Row]:
             stages["mp4"] = _seconds(bench, lambda: _save(made, row))
             row.more["stages"] = stages
             row.ours = row.seen("ours", scaled(stages))
-            del pipe
 
     def theirs() -> None:
-        with bench.peer(row):
+        with bench.peer():
             stages = _peer_stages(bench, steps)
             row.more["peer_stages"] = stages
             row.peers["compiled" if bench.wants("compiled") else "eager"] = row.seen("peer", scaled(stages))
 
     def floor() -> None:
-        forward = bench.best.get("step13 floor third") or bench.best.get("forward13 floor")
+        forward = bench.best.get("forward13 floor")
         if not forward:
             forward = _floor(bench, work.dit(sizes.b13, work.latent(*sizes.p480)))
         text = bench.best.get("umt5 floor") or _floor(bench, work.umt5(sizes.umt5))
@@ -226,71 +242,74 @@ def _save(made, row: Row) -> None:
 
 
 def _seconds(bench: Bench, run: Callable[[], object]) -> float:
-    return bench.meter._once(run)
+    return bench.meter.once(run)
 
 
 def _peer_stages(bench: Bench, steps: int) -> dict[str, float]:
     """Seconds of the stages that diffusers' pipeline has, each warmed up: two prompts, the source (it encodes inactive
-    and reactive frames, and the reference), three forwards and a solver's step, decoding to bytes on the host."""
-    from diffusers import UniPCMultistepScheduler
-
-    sizes, device, half = bench.sizes, bench.device, torch.bfloat16
-    stages: dict[str, float] = {}
-
-    def stage(name: str, run: Callable[[], object]) -> None:
-        run()
-        stages[name] = _seconds(bench, run)
+    and reactive frames, and the reference for both), three forwards and a solver's step, decoding to bytes on the host.
+    One model at a time is on the card."""
+    stages = {}
+    for name, how in (("text", _peer_text), ("source", _peer_source), ("decoding", _peer_decoding)):
+        with torch.no_grad():
+            run = how(bench)
+            run()
+            stages[name] = _seconds(bench, run)
+        del run
         bench.meter.empty()
-
     with torch.no_grad():
-        text = peers.umt5(sizes.umt5, weights.make(sizes.umt5, device))
-        ids = torch.randint(sizes.umt5.vocab, (1, work.TEXT), device=device)
-        stage("text", lambda: [text(ids).last_hidden_state for _ in range(2)])
-        del text
-
-        def vae(part: str) -> tuple:
-            side = bench.best.get(f"vae_{part[:-1]} side", "fp16 NDHWC")
-            dtype, last, compiled = VAE_SIDES[side]
-            model = peers.vae(sizes.vae, weights.make(sizes.vae, device), dtype, last)
-            if compiled:
-                peers.compile_vae(model, part)
-            return model, last
-
-        model, last = vae("encoder")
-        black = torch.zeros(3, *sizes.p480, device=device)
-        runs = [peers.vae_run(model, "encoder", part, last) for part in (black, black, black[:, :1], black[:, :1])]
-        stage("source", lambda: [run() for run in runs])
-        del model, runs
-
-        c, latent = sizes.b13, work.latent(*sizes.p480)
-        model = peers.dit(c, weights.make(c, device), device)
-        if bench.wants("compiled"):
-            peers.compile_dit(model, bench.meter.gpu, bench.args.mode)
-        draws = [array(name, (n, *latent)) for name, n in (("x", c.in_dim), ("context", c.vace_in_dim))]
-        given = peers.dit_inputs(c, *draws, array("text", (sizes.words, c.text_dim)), device, half)
-
-        def denoise(count: int) -> None:
-            solver = UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=16.0, num_train_timesteps=1000
-            )
-            solver.set_timesteps(50, device=device)
-            x = given["hidden_states"].float()
-            for t in solver.timesteps[:count]:
-                one = given | {"hidden_states": x.to(half), "timestep": t[None]}
-                cond, uncond, weak = (model(**one)[0].float() for _ in range(3))
-                v = uncond + 5 * (cond - uncond)
-                x = solver.step(v + 0.5 * (v - weak), t, x, return_dict=False)[0]
-
+        denoise = _peer_denoising(bench)
         denoise(1)
         stages["denoising"] = _seconds(bench, lambda: denoise(steps))
-        del model, given
-        bench.meter.empty()
-
-        model, last = vae("decoder")
-        shape = (sizes.vae.z_dim, *work.latent(*sizes.p480, references=0))
-        run = peers.vae_run(model, "decoder", torch.from_numpy(array("latent", shape)).to(device), last)
-        stage("decoding", lambda: ((run().float() + 1) * 127.5).round().byte().cpu())
-        del model, run
-    with contextlib.suppress(Exception):
-        torch._dynamo.reset()
     return stages
+
+
+def _peer_text(bench: Bench) -> Callable[[], object]:
+    c = bench.sizes.umt5
+    model = peers.umt5(c, weights.make(c, bench.device))
+    ids = torch.randint(c.vocab, (1, work.TEXT), device=bench.device)
+    return lambda: [model(ids).last_hidden_state for _ in range(2)]
+
+
+def _peer_vae(bench: Bench, part: str, given: list[torch.Tensor]) -> list[Callable[[], torch.Tensor]]:
+    side = bench.best.get(f"vae_{part[:-1]} side", "fp16 NDHWC")
+    dtype, last, compiled = VAE_SIDES[str(side)]
+    model = peers.vae(bench.sizes.vae, weights.make(bench.sizes.vae, bench.device), dtype, last)
+    if compiled:
+        peers.compile_vae(model, part)
+    return [peers.vae_run(model, part, one, last) for one in given]
+
+
+def _peer_source(bench: Bench) -> Callable[[], object]:
+    black = torch.zeros(3, *bench.sizes.p480, device=bench.device)
+    runs = _peer_vae(bench, "encoder", [black, black, black[:, :1], black[:, :1]])
+    return lambda: [run() for run in runs]
+
+
+def _peer_decoding(bench: Bench) -> Callable[[], object]:
+    shape = (bench.sizes.vae.z_dim, *work.latent(*bench.sizes.p480, references=0))
+    run = _peer_vae(bench, "decoder", [weights.draw("latent", shape, bench.device)])[0]
+    return lambda: ((run().float() + 1) * 127.5).round().byte().cpu()
+
+
+def _peer_denoising(bench: Bench) -> Callable[[int], object]:
+    from diffusers import UniPCMultistepScheduler
+
+    c = bench.sizes.b13
+    model = peers.dit(c, weights.make(c, bench.device), bench.device)
+    if bench.wants("compiled"):
+        peers.compile_dit(model, bench.meter.gpu, bench.args.mode)
+    inputs = dit_inputs(c, bench.sizes.p480, bench.sizes.words)
+    given = peers.dit_inputs(c, *inputs, bench.device, torch.bfloat16)
+
+    def denoise(count: int) -> None:
+        solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=16.0)
+        solver.set_timesteps(50, device=bench.device)
+        x = given["hidden_states"].float()
+        for t in solver.timesteps[:count]:
+            one = given | {"hidden_states": x.bfloat16(), "timestep": t[None]}
+            cond, uncond, weak = (model(**one)[0].float() for _ in range(3))
+            v = uncond + 5 * (cond - uncond)
+            x = solver.step(v + 0.5 * (v - weak), t, x, return_dict=False)[0]
+
+    return denoise

@@ -1,5 +1,5 @@
-"""Random weights of full size in seconds: drawn on the GPU by name, so that both sides hold the same numbers and either can
-be made again. Every value is a bfloat16, whatever dtype a file stores it in."""
+"""Random weights of full size in seconds: drawn on the GPU by name, so that both sides hold the same numbers and either
+can be made again. Every value is a bfloat16, whatever dtype a file stores it in."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Work:
         """rate: operations a second that a job reaches."""
         return sum(n * job.flops / rate(job) for job, n in self.jobs.items() if kind in (None, job.kind))
 
-    def large(self, share: float = 0.004) -> list[Job]:
+    def large(self, share: float = 0.01) -> list[Job]:
         """The shapes worth measuring, the most expensive first; the others are near enough to one of them."""
         least = share * self.flops()
         found = [job for job, n in self.jobs.items() if n * job.flops >= least]
@@ -177,8 +177,8 @@ class _Vae:
             self.conv(ins, outs, 1, 1, rows, cols, frames)
         pixels = rows * cols * frames
         self.work.fused += HALF * pixels * outs  # the residual
-        # Norms: the sum over channels needs a whole pixel, which no convolution of cuDNN has at hand. Conv out in, normed
-        # out; with the second conv also the residual in and the sum out.
+        # Norms: the sum over channels needs a whole pixel, which no convolution of cuDNN has at hand. The result in,
+        # the normed one out; after the second also the residual in and the sum out.
         self.work.loose += HALF * pixels * (2 * outs + 4 * outs)
 
     def middle(self, width: int, rows: int, cols: int, frames: int) -> None:
