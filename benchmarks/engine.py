@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py --out out                                  # everything, about 20 minutes
     python benchmarks/engine.py --rows forward13,vae_decode --out out      # some rows, in that order
+    python benchmarks/engine.py --floors                                   # what there is to do, without a GPU
     python benchmarks/engine.py --device cpu --tiny --out out              # tries the benchmark itself, without a GPU
 
 Three sides on the same random weights and inputs of full size: ours (device "cuda", bfloat16), diffusers eager, and
@@ -43,10 +44,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--timed", type=float, default=1.5, help="seconds that it is timed for, at least two calls")
     parser.add_argument("--steps", type=int, default=4, help="steps of the whole video that are timed; 50 are all")
     parser.add_argument("--mode", help="torch.compile's, as max-autotune-no-cudagraphs")
+    parser.add_argument("--compile-vae", action="store_true", help="the peer's too: two to three minutes a direction")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no further row is begun")
     parser.add_argument("--no-profile", dest="profile", action="store_false", help="no time per part")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--ours", help="ipvg's device where it is another, as the emulated one")
+    parser.add_argument(
+        "--floors", action="store_true", help="print operations and bytes of every row, measure nothing"
+    )
     parser.add_argument("--tiny", action="store_true", help="small models: to try the benchmark, not to measure")
     args = parser.parse_args()
     args.rows, args.sides = args.rows.split(","), args.sides.split(",")
@@ -78,6 +83,11 @@ def machine(device: str) -> dict:
 
 def main() -> int:
     args = arguments()
+    if args.floors:
+        from gpu import floors
+
+        print(floors.table())
+        return 0
     try:
         import torch
         from gpu import accuracy_rows, dit_rows, stage_rows

@@ -43,10 +43,10 @@ TINY = Sizes(
     b14=replace(_SMALL, num_layers=3, vace_layers=(0,)),
     umt5=TextConfig(vocab=2560, dim=64, dim_attn=64, dim_ffn=160, num_heads=1, num_layers=3),
     vae=VaeConfig(dim=24),
-    p480=(9, 32, 48),
-    p720=(9, 48, 64),
-    scaling=((5, 32, 48), (13, 32, 48)),
-    accuracy=(5, 32, 48),
+    p480=(5, 16, 32),
+    p720=(5, 32, 32),
+    scaling=((1, 16, 32), (9, 16, 32)),
+    accuracy=(5, 16, 32),
     words=20,
 )
 

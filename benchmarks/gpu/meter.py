@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import re
 import statistics
 import threading
 import time
@@ -13,7 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-GIB = 2**30
+from .parts import part_of
+
 MOST = 200  # timed calls
 
 
@@ -144,20 +144,6 @@ class Watch:
     @property
     def power(self) -> float:
         return statistics.mean(self.powers) if self.powers else 0.0
-
-
-#: Kernels by name, the first that fits: cuDNN's attention, ipvg's own kernels (kernels/*.cu), PyTorch's, libraries'.
-PARTS = (
-    ("copy", r"^Mem(cpy|set)"),
-    ("attention", r"sdpa|flash|fmha|attention"),
-    ("norm", r"norm|rope|softmax|modulate|conv_finish"),
-    ("conv", r"conv|fprop|dgrad|implicit|winograd|xmma.*ndhwc"),
-    ("gemm", r"gemm|nvjet|cutlass|xmma|cublas|splitk|wgmma"),
-)
-
-
-def part_of(kernel: str) -> str:
-    return next((part for part, pattern in PARTS if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
 def profile(meter: Meter, run: Callable[[], object]) -> dict:

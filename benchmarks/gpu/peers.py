@@ -91,7 +91,10 @@ def vae(c: VaeConfig, tensors: Tensors, dtype: torch.dtype, channels_last: bool 
 
 
 def compile_vae(model: torch.nn.Module, part: str) -> None:
+    """Its first and second frame are programs of their own, and a comparison with "Rep" breaks the decoder's third into
+    its blocks: about 30 programs, more than PyTorch makes unless told to."""
     torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
     getattr(model, part).compile(dynamic=False)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from .ceilings import Ceilings
-from .meter import GIB, Timing
 from .work import Work
 
+if TYPE_CHECKING:
+    from .ceilings import Ceilings
+    from .meter import Timing
+
+GIB = 2**30
 _COLUMNS = "ours      eager   fastest     floor x floor  faster         GiB"
 HEAD = f"{'work':49} {_COLUMNS}  apart"
 

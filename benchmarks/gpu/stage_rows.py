@@ -69,7 +69,7 @@ def _vae(bench: Bench, what: str) -> Row:
             results[side] = kept["result"].float().cpu().numpy()
 
     for side in VAE_SIDES:
-        if bench.wants("compiled" if side == "compiled" else "eager"):
+        if bench.args.compile_vae and bench.wants("compiled") if side == "compiled" else bench.wants("eager"):
             row.attempt(side, lambda side=side: theirs(side))
     if bench.wants("ours"):
         row.attempt("ours", ours)
