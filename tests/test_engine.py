@@ -46,6 +46,7 @@ def test_large_shapes_are_nearly_all_of_the_work():
     for name, stage in floors.STAGES.items():
         large = sum(stage.jobs[job] * job.flops for job in stage.large())
         assert large > 0.96 * stage.flops(), name
+        assert {job.kind for job in stage.large()} == {job.kind for job in stage.jobs}
 
 
 def test_sums_and_multiples():

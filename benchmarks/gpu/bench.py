@@ -93,7 +93,7 @@ class Bench:
         if not side.startswith("ours"):
             row.peak[side] = self.meter.peak()
         if self.args.profile and (side != "eager" or not self.wants("compiled")):
-            row.parts[side] = profile(self.meter, run)
+            row.attempt(f"profile of {side}", lambda: row.parts.update({side: profile(self.meter, run)}))
         return timing
 
     def floor(self, row: Row, jobs: work.Work, measure: bool = True) -> None:

@@ -95,10 +95,12 @@ class Work:
         return sum(n * job.flops / rate(job) for job, n in self.jobs.items() if kind in (None, job.kind))
 
     def large(self, share: float = 0.01) -> list[Job]:
-        """The shapes worth measuring, the most expensive first; the others are near enough to one of them."""
+        """The shapes worth measuring, the most expensive first: those with a share of the whole, and the first of each
+        kind. The others are near enough to one of them."""
+        dearest = sorted(self.jobs, key=lambda job: -self.jobs[job] * job.flops)
         least = share * self.flops()
-        found = [job for job, n in self.jobs.items() if n * job.flops >= least]
-        return sorted(found, key=lambda job: -self.jobs[job] * job.flops)
+        firsts = {job.kind: job for job in reversed(dearest)}.values()
+        return [job for job in dearest if self.jobs[job] * job.flops >= least or job in firsts]
 
     def __add__(self, other: Work) -> Work:
         out = Work(dict(self.jobs), self.fused + other.fused, self.loose + other.loose)
