@@ -92,8 +92,8 @@ class Bench:
         timing = row.seen(side, self.meter.time(run, least))
         if not side.startswith("ours"):
             row.peak[side] = self.meter.peak()
-        if self.args.profile and (side != "eager" or not self.wants("compiled")):
-            row.attempt(f"profile of {side}", lambda: row.parts.update({side: profile(self.meter, run)}))
+        if self.args.profile and self.meter.gpu and (side != "eager" or not self.wants("compiled")):
+            row.attempt(f"profile of {side}", lambda: row.parts.update({side: profile(run, timing.seconds)}))
         return timing
 
     def floor(self, row: Row, jobs: work.Work, measure: bool = True) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from .parts import part_of
+from .parts import summary
 
 MOST = 200  # timed calls
 
@@ -146,26 +149,13 @@ class Watch:
         return statistics.mean(self.powers) if self.powers else 0.0
 
 
-def profile(meter: Meter, run: Callable[[], object]) -> dict:
+def profile(run: Callable[[], object], seconds: float) -> dict:
     """Seconds by part of one call, from CUPTI's records of every kernel of this process: ours as well as PyTorch's.
-    "idle": the call's wall clock less all of them. "kernels": the dearest by name."""
-    if not meter.gpu:
-        return {}
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    with profiler(activities=[ProfilerActivity.CUDA]) as p:
-        began = time.perf_counter()
+    seconds: what the call takes without the profiler; what no kernel accounts for is "idle". "kernels": the dearest."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         run()
-        meter.sync()
-        wall = time.perf_counter() - began
-    names: dict[str, float] = {}
-    for event in p.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            names[event.name] = names.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6
-    parts: dict[str, float] = {}
-    for name, seconds in names.items():
-        parts[part_of(name)] = parts.get(part_of(name), 0.0) + seconds
-    dearest = sorted(names.items(), key=lambda item: -item[1])[:16]
-    return {"wall": wall, "idle": wall - sum(parts.values()), "parts": parts,
-            "kernels": [(name[:120], part_of(name), seconds) for name, seconds in dearest]}  # fmt: skip
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        found.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    return summary(events, seconds)
