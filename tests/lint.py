@@ -154,7 +154,8 @@ def check_tools():
     if not formatter.exists():
         yield f"{formatter} is missing: pip install -r .ci/requirements.txt"
     elif C_FILES:
-        done = subprocess.run([formatter, "--dry-run", "-Werror", *C_FILES, *CUDA_FILES], capture_output=True, text=True, cwd=ROOT)
+        command = [formatter, "--dry-run", "-Werror", *C_FILES, *CUDA_FILES]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         places = re.findall(r"^(\S+?):(\d+):\d+: error: ", done.stderr, re.M)
         first = dict(reversed(places))
         for path, line in sorted(first.items()):
