@@ -126,7 +126,10 @@ ipvg_status ipvg_dnn_conv_run(ipvg_exec *ex, const ipvg_dnn_conv *c, void *y, co
                               const void *bias, void *workspace)
 {
     const void *const all[] = {y, x, w, bias, workspace};
-    for (int i = 0; i < 5; i++) emulator_device(all[i]);
+    for (int i = 0; i < 5; i++) {
+        emulator_device(all[i]);
+        if ((uintptr_t)all[i] % 16) return ipvg_fail(ex->ctx, IPVG_E_BACKEND, "a convolution gets address %p", all[i]);
+    }
     convolution *v = malloc(sizeof *v);
     if (!v) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory");
     *v = (convolution){*c, y, workspace, x, w, bias};
