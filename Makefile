@@ -62,7 +62,7 @@ lint: $(VENV)/.ready
 	@$(PY) tests/lint.py
 
 format: $(VENV)/.ready
-	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch] kernels/* tests/cuda/*.* tests/cuda/fake/*)
+	$(VENV)/bin/clang-format -i $(C_FILES) $(wildcard tests/c/*.[ch] kernels/* tests/cuda/*.[ch]* tests/cuda/fake/*)
 	$(PY) -m ruff check -q --fix .
 	$(PY) tests/errors.py
 

@@ -5,8 +5,8 @@
     pip install .
 
 `_cuda` (the GPU) is built where CUDA 13 and cuDNN 9 are: in the toolkit that CUDA_HOME names, or as NVIDIA's pip wheels
-in the Python that builds (so with --no-build-isolation), or some here and some there. IPVG_CUDA_ARCH=90 compiles its kernels for that architecture
-alone, in a fifth of the time.
+in the Python that builds (so with --no-build-isolation), or some here and some there. IPVG_CUDA_ARCH=90 compiles its
+kernels for that architecture alone, in a fifth of the time.
 
 CC chooses the compiler. DNNL_ROOT names a oneDNN outside the system's folders. IPVG_JOBS limits the compilers at work.
 """
@@ -72,18 +72,22 @@ def cuda():
     toolkit at CUDA_HOME lacks (cuDNN, often cuBLAS) may come from the wheels."""
     home = os.environ.get("CUDA_HOME")
     spec = importlib.util.find_spec("nvidia")
-    wheels = [f"{root}/{part}" for root in (spec.submodule_search_locations if spec else ()) for part in ("cu13", "cudnn")]
-    roots = [*([home] if home else []), *wheels]
+    folders = spec.submodule_search_locations if spec else ()
+    roots = [*([home] if home else []), *(f"{root}/{part}" for root in folders for part in ("cu13", "cudnn"))]
     nvcc = next((f"{root}/bin/nvcc" for root in roots if os.path.exists(f"{root}/bin/nvcc")), None)
     include = [path for root in roots if os.path.isdir(path := f"{root}/include")]
     lib = [path for root in roots for path in (f"{root}/lib64", f"{root}/lib") if os.path.isdir(path)]
-    missing = [h for h in ("cuda_runtime.h", "cublasLt.h", "cudnn.h") if not any(map(os.path.isfile, (f"{i}/{h}" for i in include)))]
-    if not nvcc or missing:
-        if home:
-            print(f"ipvg: built without CUDA: {', '.join(missing) or 'bin/nvcc'} is neither in CUDA_HOME ({home}) nor among "
-                  f"NVIDIA's pip wheels of {sys.executable}.", file=sys.stderr)  # fmt: skip
-        return None
-    return nvcc, include, lib
+    headers = ("cuda_runtime.h", "cublasLt.h", "cudnn.h")
+    missing = [name for name in headers if not any(os.path.isfile(f"{path}/{name}") for path in include)]
+    if nvcc and not missing:
+        return nvcc, include, lib
+    if home:
+        print(
+            f"ipvg: built without CUDA: {', '.join(missing) or 'bin/nvcc'} is neither in CUDA_HOME ({home}) nor among "
+            f"NVIDIA's pip wheels of {sys.executable}.",
+            file=sys.stderr,
+        )
+    return None
 
 
 def library(folders, name):

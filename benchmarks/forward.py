@@ -1,14 +1,14 @@
-"""The CUDA engine at the size of the real models, with random weights: seconds, memory, what the GPU did, and the same of
-diffusers and transformers where they are installed.
+"""The CUDA engine at the size of the real models, with random weights: seconds, memory, what the GPU did, and the
+same of diffusers and transformers where they are installed.
 
     python benchmarks/forward.py                         # all works, ours and peers
     python benchmarks/forward.py dit --profile           # one, with a table of its kernels (through torch's profiler)
     python benchmarks/forward.py dit --dtype float32 --no-peer
     python benchmarks/forward.py ceilings                # what this GPU does at most, at these shapes: needs torch
 
-Each side runs in a process of its own, one after the other, so that neither meets the other's memory. The first run counts
-for itself: it plans and times algorithms. Then `--runs` runs; printed are median and range. A run ends when its result
-is in host memory. Both sides have the same weights and inputs: the distance between the two results is printed too.
+Each side runs in a process of its own, one after the other, so that neither meets the other's memory. The first run
+counts for itself: it plans and times algorithms. Then `--runs` runs; printed are median and range. A run ends when its
+result is in host memory. Both sides have the same weights and inputs: how far the results are apart is printed too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.util
+import itertools
 import json
 import multiprocessing
-import os
 import re
 import statistics
 import sys
@@ -31,6 +31,7 @@ import numpy as np
 
 from ipvg import _core
 from ipvg.checkpoint import DitConfig, TextConfig, VaeConfig, expected, names, to_bfloat16
+from ipvg.parity import relative_l2
 
 SMALL = DitConfig(1536, 8960, 12, 30, tuple(range(0, 30, 2)))
 LARGE = DitConfig(5120, 13824, 40, 40, tuple(range(0, 40, 5)))
@@ -59,7 +60,8 @@ class Pool:
         """float32 (shape), or (uint16 bits, "bfloat16"): neighbours in the pool from a place that the name gives."""
         count, key = int(np.prod(shape)), zlib.crc32(name.encode())
         if len(shape) == 1 or name.endswith("gamma"):
-            return np.float32(name.endswith(("weight", "gamma"))) + 0.1 * self.normals[key % 4096 :][:count].reshape(shape)
+            some = 0.1 * self.normals[key % 4096 :][:count].reshape(shape)
+            return np.float32(name.endswith(("weight", "gamma"))) + some
         if count > self.MOST:
             few = np.random.default_rng(key).standard_normal((1024, shape[1]), np.float32)
             table = np.zeros(shape, np.uint16)
@@ -147,7 +149,8 @@ def peer_dit(config, latent):
                 vace_layers=list(config.vace_layers), vace_in_channels=96,
             ).to(getattr(torch, dtype))  # fmt: skip
         model = fill(model, "dit", config, dtype)
-        x, context, text = (torch.from_numpy(a)[None].cuda().to(getattr(torch, dtype)) for a in dit_inputs(config, latent))
+        inputs = (torch.from_numpy(a)[None] for a in dit_inputs(config, latent))
+        x, context, text = (a.to("cuda", getattr(torch, dtype)) for a in inputs)
         text = torch.nn.functional.pad(text, (0, 0, 0, config.text_len - TEXT))
 
         def run():
@@ -215,6 +218,7 @@ WORK = {
     "vae_decode": ("VAE decode, 81x480x832", ours_vae("decode"), peer_vae("decode")),
     "vae_encode": ("VAE encode, 81x480x832", ours_vae("encode"), peer_vae("encode")),
 }
+DEFAULT = ("dit", "umt5", "vae_decode", "vae_encode")
 
 
 # ---- measuring ----
@@ -223,7 +227,10 @@ WORK = {
 def used():
     """Bytes of the GPU's memory in use, by whomever."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    library = next(line.split()[-1] for line in open("/proc/self/maps") if "libcudart.so" in line)
+    with open("/proc/self/maps") as maps:
+        library = next((line.split()[-1] for line in maps if "libcudart.so" in line), None)
+    if not library:
+        return 0
     ctypes.CDLL(library).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
     return total.value - free.value
 
@@ -246,7 +253,7 @@ def kernels(run):
             row[1] += 1
             spans.append((event["ts"], event["ts"] + event["dur"]))
     spans.sort()
-    idle = sum(max(0.0, b[0] - a[1]) for a, b in zip(spans, spans[1:])) / 1000 if spans else 0.0
+    idle = sum(max(0.0, b[0] - a[1]) for a, b in itertools.pairwise(spans)) / 1000 if spans else 0.0
     return sorted(((ms, calls, name) for name, (ms, calls) in table.items()), reverse=True), idle
 
 
@@ -269,7 +276,7 @@ def worker(pipe, build, dtype, runs, profile):
     began = time.perf_counter()
     run = build(dtype)
     loaded = time.perf_counter() - began
-    weights = used_or_zero()
+    weights = used()
     began = time.perf_counter()
     result = run()
     first = time.perf_counter() - began
@@ -278,7 +285,7 @@ def worker(pipe, build, dtype, runs, profile):
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
-    memory = used_or_zero()
+    memory = used()
     if "torch" in sys.modules:
         memory = max(memory, sys.modules["torch"].cuda.max_memory_reserved())
     table = None
@@ -286,13 +293,6 @@ def worker(pipe, build, dtype, runs, profile):
         table = kernels(run)
     again = run()
     pipe.send((result, loaded, first, seconds, weights, memory, table, bool(np.array_equal(again, result))))
-
-
-def used_or_zero():
-    try:
-        return used()
-    except (StopIteration, OSError):
-        return 0
 
 
 def side(build, dtype, runs, profile):
@@ -363,7 +363,7 @@ def ceilings():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("work", nargs="*", help=f"{', '.join(WORK)}, ceilings (default: dit umt5 vae_decode vae_encode)")
+    parser.add_argument("work", nargs="*", help=f"{', '.join(WORK)}, ceilings (default: {' '.join(DEFAULT)})")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="a table of kernels; needs torch")
@@ -372,7 +372,7 @@ def main():
     if unknown := set(args.work) - set(WORK) - {"ceilings"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     failed = False
-    for name in args.work or ["dit", "umt5", "vae_decode", "vae_encode"]:
+    for name in args.work or DEFAULT:
         if name == "ceilings":
             print("ceilings, bfloat16, sustained")
             context = multiprocessing.get_context("fork")
@@ -393,9 +393,8 @@ def main():
         theirs = side(peer, args.dtype, args.runs, args.profile)
         if theirs:
             show("peer", theirs)
-            apart = np.linalg.norm(mine[0].astype(np.float64) - theirs[0]) / np.linalg.norm(theirs[0].astype(np.float64))
-            print(f"  peer / ours {statistics.median(theirs[3]) / statistics.median(mine[3]):.3f}, results {apart:.2e} apart",
-                  flush=True)  # fmt: skip
+            ratio = statistics.median(theirs[3]) / statistics.median(mine[3])
+            print(f"  peer / ours {ratio:.3f}, results {relative_l2(mine[0], theirs[0]):.2e} apart", flush=True)
     return int(failed)
 
 

@@ -11,7 +11,8 @@ struct inputs {
 /* y = op(inputs, column vector). `total` numbers in rows of d; of a flat array the last row is shorter. A thread has all its
  * loads on their way before it uses the first. */
 template <int V, int M, class Op>
-__global__ void element_kernel(array y, inputs<M> in, array vector, Op op, int64_t total, int64_t d, int lanes)
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    element_kernel(array y, inputs<M> in, array vector, Op op, int64_t total, int64_t d, int lanes)
 {
     constexpr int N = V == 8 ? 2 : 4;
     const team t(lanes);

@@ -123,8 +123,8 @@ static int blur_weights(float *w, int64_t n, float sigma, void *stream)
 /* Row r of y = sum_j w[place][j] x[base + j step], place = r / step % n: along the columns step is 1, across the rows it is
  * the number of columns. One team a row. */
 template <int V>
-__global__ void blur_kernel(array y, array x, const float *w, int64_t n, int64_t step, int64_t rows, int64_t d,
-                            int lanes)
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    blur_kernel(array y, array x, const float *w, int64_t n, int64_t step, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
     if (t.row >= rows) return;

@@ -45,6 +45,14 @@ inline bool readable(const array &a, const A &...more)
     return readable(a) && readable(more...);
 }
 
+/* Whether all that are there have this dtype. Kernels with a parameter `Usual` then set the dtypes that 16-bit engines
+ * use themselves, so that the compiler leaves out every branch on them. */
+template <typename... A>
+inline bool all_of(ipvg_k_dtype dtype, const A &...arrays)
+{
+    return ((!arrays.data || arrays.dtype == dtype) && ...);
+}
+
 /* A vector, or a flat array: its ld counts for nothing. */
 inline array flat(array a)
 {
@@ -53,6 +61,9 @@ inline array flat(array a)
 }
 
 /* ==== teams: the threads that share a row ==== */
+
+/* A kernel of teams says __launch_bounds__(TEAM_MOST, 1): 128 registers a thread, where 1024 threads would have 64. */
+#define TEAM_MOST 512
 
 /* 1, 2, ... 32 lanes of a warp, several teams a block; or a whole block of several warps. */
 struct team_plan {
@@ -66,7 +77,7 @@ inline team_plan plan_teams(int64_t rows, int64_t chunks, int keep)
     const int64_t want = ceil_div(chunks, keep);
     team_plan p;
     if (want > 32) {
-        p.lanes = p.threads = (int)(want > 1024 ? 1024 : ceil_div(want, 32) * 32);
+        p.lanes = p.threads = (int)(want > TEAM_MOST ? TEAM_MOST : ceil_div(want, 32) * 32);
         p.blocks = rows;
     } else {
         for (p.lanes = 1; p.lanes < want; p.lanes *= 2) {}

@@ -4,8 +4,9 @@
 /* ==== embedding rows ==== */
 
 template <int V>
-__global__ void gather_rows_kernel(array y, array table, const int32_t *ids, int64_t table_rows, int64_t count,
-                                   int64_t d, int lanes)
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    gather_rows_kernel(array y, array table, const int32_t *ids, int64_t table_rows, int64_t count, int64_t d,
+                       int lanes)
 {
     const team t(lanes);
     if (t.row >= count) return;

@@ -1,12 +1,20 @@
 /* Norms over whole rows: one reading of a row, kept in registers, and one writing. */
+#include <type_traits>
+
 #include "team.cuh"
+
+/* The models' narrower rows (1536) fit a warp that way, which needs no barrier. */
+template <int V>
+using norm_keep = std::integral_constant<int, V == 8 ? 6 : keep<V>::chunks>;
+template <int V>
+using norm_row = kept_row<V, norm_keep<V>::value>;
 
 /* ==== layer norm, after a gated residual or alone ==== */
 
 /* Mean and 1 / standard deviation. The mean is found twice: what float32 sums left of it (`rest`) is measured on the centred
  * row, so that a mean far from 0 costs no digits. */
 template <int V>
-__device__ inline void moments(float *mean, float *rest, float *inverse, kept_row<V> &row, float eps, int64_t d)
+__device__ inline void moments(float *mean, float *rest, float *inverse, norm_row<V> &row, float eps, int64_t d)
 {
     const float share = 1.f / (float)d;
     float sum = 0.f, both[2] = {0.f, 0.f};
@@ -31,7 +39,7 @@ __device__ inline void moments(float *mean, float *rest, float *inverse, kept_ro
 
 /* Writes what `result` makes of each chunk, quantised by its greatest number if y is E4M3. */
 template <int V, class F>
-__device__ inline void write_row(const array &y, float *y_scale, kept_row<V> &row, int64_t number, F result)
+__device__ inline void write_row(const array &y, float *y_scale, norm_row<V> &row, int64_t number, F result)
 {
     float factor = 1.f;
     if (y_scale) {
@@ -49,45 +57,53 @@ __device__ inline void write_row(const array &y, float *y_scale, kept_row<V> &ro
     row.each([&](const float(&v)[V], int column) {
         float out[V];
         result(out, v, column);
+        if (y_scale)
 #pragma unroll
-        for (int i = 0; i < V; i++) out[i] *= factor;
+            for (int i = 0; i < V; i++) out[i] *= factor;
         store<V>(y, number * y.ld + column, out);
     });
 }
 
 template <int V>
-__device__ inline void write_norm(const array &y, float *y_scale, kept_row<V> &row, const array &mul, const array &add,
+__device__ inline void write_norm(const array &y, float *y_scale, norm_row<V> &row, const array &mul, const array &add,
                                   float plus, float eps, int64_t d)
 {
     float mean, rest, inverse;
     moments<V>(&mean, &rest, &inverse, row, eps, d);
+    const float low = -rest * inverse;
     write_row<V>(y, y_scale, row, row.t.row, [&](float(&out)[V], const float(&v)[V], int column) {
         float m[V], a[V];
         load<V>(m, mul, column);
         load<V>(a, add, column);
 #pragma unroll
-        for (int i = 0; i < V; i++) out[i] = fmaf((v[i] - mean - rest) * inverse, plus + m[i], a[i]);
+        for (int i = 0; i < V; i++) out[i] = fmaf(fmaf(v[i] - mean, inverse, low), plus + m[i], a[i]);
     });
 }
 
-template <int V>
-__global__ void layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus, float eps,
-                                  int64_t rows, int64_t d, int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus, float eps, int64_t rows,
+                      int64_t d, int lanes)
 {
     const team t(lanes);
-    kept_row<V> row(t, x, rows, d);
+    if (Usual) y_scale = NULL, y.dtype = x.dtype = IPVG_K_BF16, mul.dtype = add.dtype = IPVG_K_F32;
+    norm_row<V> row(t, x, rows, d);
     write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
 }
 
-template <int V>
-__global__ void gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul, array add,
-                                          float plus, float eps, int64_t rows, int64_t d, int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
+                              float eps, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
-    kept_row<V> row(t, x, rows, d);
-    row.each([&](float(&v)[V], int column) {
-        float w[V], g[V];
-        load<V>(w, u, t.row * u.ld + column);
+    if (Usual) {
+        y_scale = NULL, y.dtype = x.dtype = u.dtype = IPVG_K_BF16;
+        gate.dtype = mul.dtype = add.dtype = IPVG_K_F32;
+    }
+    norm_row<V> row(t, x, rows, d);
+    row.each_with(u, [&](float(&v)[V], const float(&w)[V], int column) {
+        float g[V];
         load_or<V>(g, gate, column, 1.f);
 #pragma unroll
         for (int i = 0; i < V; i++) v[i] = rounded(fmaf(w[i], g[i], v[i]), x.dtype);
@@ -98,12 +114,13 @@ __global__ void gate_residual_norm_kernel(array y, float *y_scale, array x, arra
 
 /* ==== RMS norm, with rotary embedding or without ==== */
 
-template <int V>
-__global__ void rms_norm_kernel(array y, array x, array w, const float *rope, int head, float eps, int64_t rows,
-                                int64_t d, int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1) rms_norm_kernel(array y, array x, array w, const float *rope, int head,
+                                                                float eps, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
-    kept_row<V> row(t, x, rows, d);
+    if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
+    norm_row<V> row(t, x, rows, d);
     float squares = 0.f;
     row.each([&](const float(&v)[V], int) {
 #pragma unroll
@@ -132,12 +149,13 @@ __global__ void rms_norm_kernel(array y, array x, array w, const float *rope, in
 
 /* ==== quantisation alone ==== */
 
-template <int V>
-__global__ void quantise_rows_kernel(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d,
-                                     int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    quantise_rows_kernel(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
-    kept_row<V> row(t, x, rows, d);
+    if (Usual) x.dtype = IPVG_K_BF16, y.dtype = IPVG_K_E4M3;
+    norm_row<V> row(t, x, rows, d);
     write_row<V>(y, y_scale, row, t.row, [&](float(&out)[V], const float(&v)[V], int) {
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = act_of(v[i], act);
@@ -146,16 +164,15 @@ __global__ void quantise_rows_kernel(array y, float *y_scale, array x, ipvg_k_ac
 
 /* ==== normalised attention guidance ==== */
 
-template <int V>
-__global__ void nag_kernel(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d,
-                           int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    nag_kernel(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
-    kept_row<V> row(t, p, rows, d);
+    if (Usual) y.dtype = p.dtype = n.dtype = IPVG_K_BF16;
+    norm_row<V> row(t, p, rows, d);
     float sums[2] = {0.f, 0.f};
-    row.each([&](const float(&v)[V], int column) {
-        float away[V];
-        load<V>(away, n, t.row * n.ld + column);
+    row.each_with(n, [&](const float(&v)[V], const float(&away)[V], int) {
 #pragma unroll
         for (int i = 0; i < V; i++) {
             sums[0] += fabsf(v[i]);
@@ -164,9 +181,8 @@ __global__ void nag_kernel(array y, array p, array n, float scale, float tau, fl
     });
     reduce<add>(t, sums);
     const float shrink = sums[1] > tau * sums[0] ? tau * sums[0] / sums[1] : 1.f;
-    row.each([&](const float(&v)[V], int column) {
-        float away[V], out[V];
-        load<V>(away, n, t.row * n.ld + column);
+    row.each_with(n, [&](const float(&v)[V], const float(&away)[V], int column) {
+        float out[V];
 #pragma unroll
         for (int i = 0; i < V; i++)
             out[i] = alpha * shrink * (scale * v[i] - (scale - 1.f) * away[i]) + (1.f - alpha) * v[i];
@@ -177,12 +193,14 @@ __global__ void nag_kernel(array y, array p, array n, float scale, float tau, fl
 /* ==== launchers ==== */
 
 /* Starts kernel<8> or kernel<narrow>, with a team for each row. */
-#define ROWS(kernel, narrow, fast, rows, d, stream, ...)                                                   \
-    do {                                                                                                   \
-        const team_plan p8 = plan_teams(rows, (d) / 8, keep<8>::chunks);                                   \
-        const team_plan p1 = plan_teams(rows, (d) / (narrow), keep<narrow>::chunks);                       \
-        if (fast) return launch(kernel<8>, p8.blocks, p8.threads, stream, __VA_ARGS__, rows, d, p8.lanes); \
-        return launch(kernel<narrow>, p1.blocks, p1.threads, stream, __VA_ARGS__, rows, d, p1.lanes);      \
+#define ROWS(kernel, narrow, fast, usual, rows, d, stream, ...)                                                       \
+    do {                                                                                                              \
+        const team_plan p8 = plan_teams(rows, (d) / 8, norm_keep<8>::value);                                          \
+        const team_plan p1 = plan_teams(rows, (d) / (narrow), norm_keep<narrow>::value);                              \
+        if (!(fast))                                                                                                  \
+            return launch(kernel<narrow, false>, p1.blocks, p1.threads, stream, __VA_ARGS__, rows, d, p1.lanes);      \
+        return launch((usual) ? kernel<8, true> : kernel<8, false>, p8.blocks, p8.threads, stream, __VA_ARGS__, rows, \
+                      d, p8.lanes);                                                                                   \
     } while (0)
 
 static bool bad(int64_t rows, int64_t d) { return rows < 0 || d < 1 || d > INT32_MAX; }
@@ -195,7 +213,8 @@ int ipvg_k_layer_norm(array y, float *y_scale, array x, array mul, array add, fl
 {
     mul = flat(mul), add = flat(add);
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, mul, add)) return cudaErrorInvalidValue;
-    ROWS(layer_norm_kernel, 1, wide(d, y, x, mul, add), rows, d, stream, y, y_scale, x, mul, add, plus, eps);
+    ROWS(layer_norm_kernel, 1, wide(d, y, x, mul, add), all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, mul, add), rows,
+         d, stream, y, y_scale, x, mul, add, plus, eps);
 }
 
 int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
@@ -203,15 +222,17 @@ int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array g
 {
     gate = flat(gate), mul = flat(mul), add = flat(add);
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, u, gate, mul, add)) return cudaErrorInvalidValue;
-    ROWS(gate_residual_norm_kernel, 1, wide(d, y, x, u, gate, mul, add), rows, d, stream, y, y_scale, x, u, gate, mul,
-         add, plus, eps);
+    ROWS(gate_residual_norm_kernel, 1, wide(d, y, x, u, gate, mul, add),
+         all_of(IPVG_K_BF16, y, x, u) && all_of(IPVG_K_F32, gate, mul, add), rows, d, stream, y, y_scale, x, u, gate,
+         mul, add, plus, eps);
 }
 
 int ipvg_k_rms_norm(array y, array x, array w, float eps, int64_t rows, int64_t d, void *stream)
 {
     w = flat(w);
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w)) return cudaErrorInvalidValue;
-    ROWS(rms_norm_kernel, 1, wide(d, y, x, w), rows, d, stream, y, x, w, (const float *)NULL, 1, eps);
+    ROWS(rms_norm_kernel, 1, wide(d, y, x, w), all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y,
+         x, w, (const float *)NULL, 1, eps);
 }
 
 int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads, float eps, int64_t rows, int64_t d,
@@ -222,17 +243,18 @@ int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads
         return cudaErrorInvalidValue;
     const int head = (int)(d / heads);
     const bool fast = wide(d, y, x, w, array{(void *)rope, IPVG_K_F32, 0}) && head % 8 == 0;
-    ROWS(rms_norm_kernel, 2, fast, rows, d, stream, y, x, w, rope, head, eps);
+    ROWS(rms_norm_kernel, 2, fast, all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y, x, w, rope,
+         head, eps);
 }
 
 int ipvg_k_quantise_rows(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d, void *stream)
 {
     if (bad(rows, d) || y.dtype != IPVG_K_E4M3 || !y_scale || !readable(x)) return cudaErrorInvalidValue;
-    ROWS(quantise_rows_kernel, 1, wide(d, y, x), rows, d, stream, y, y_scale, x, act);
+    ROWS(quantise_rows_kernel, 1, wide(d, y, x), all_of(IPVG_K_BF16, x), rows, d, stream, y, y_scale, x, act);
 }
 
 int ipvg_k_nag(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d, void *stream)
 {
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(p, n)) return cudaErrorInvalidValue;
-    ROWS(nag_kernel, 1, wide(d, y, p, n), rows, d, stream, y, p, n, scale, tau, alpha);
+    ROWS(nag_kernel, 1, wide(d, y, p, n), all_of(IPVG_K_BF16, y, p, n), rows, d, stream, y, p, n, scale, tau, alpha);
 }

@@ -2,8 +2,9 @@
 #include "team.cuh"
 
 template <int V>
-__global__ void softmax_kernel(array p, array s, array bias, float scale, int64_t lq, int64_t first, int64_t all,
-                               int64_t rows, int64_t lk, int lanes)
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    softmax_kernel(array p, array s, array bias, float scale, int64_t lq, int64_t first, int64_t all, int64_t rows,
+                   int64_t lk, int lanes)
 {
     const team t(lanes);
     kept_row<V> row(t, s, rows, lk);

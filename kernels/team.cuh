@@ -70,9 +70,8 @@ __device__ inline float team_max(const team &t, float v)
 }
 
 /* This thread's chunks of a row of x. */
-template <int V>
+template <int V, int N = keep<V>::chunks>
 struct kept_row {
-    static constexpr int N = keep<V>::chunks;
     const team &t;
     const array &x;
     int chunks; /* of the row; 0 for a team without a row */
@@ -105,6 +104,34 @@ struct kept_row {
             float again[V];
             load<V>(again, x, begin + c * V);
             f(again, c * V);
+        }
+    }
+
+    /* f(values, the same row's of `other`, column): these are on their way several at a time, though f writes. */
+    template <class F>
+    __device__ void each_with(const array &other, F f)
+    {
+        constexpr int M = N < 3 ? N : 3;
+        const int64_t from = t.row * other.ld;
+        float w[V];
+#pragma unroll
+        for (int first = 0; first < N; first += M) {
+            raw<V> bits[M];
+#pragma unroll
+            for (int i = 0; i < M; i++)
+                if (first + i < N && chunk(first + i) < chunks) bits[i] = fetch<V>(other, from + chunk(first + i) * V);
+#pragma unroll
+            for (int i = 0; i < M; i++)
+                if (first + i < N && chunk(first + i) < chunks) {
+                    widen<V>(w, bits[i], other.dtype);
+                    f(v[first + i], w, chunk(first + i) * V);
+                }
+        }
+        for (int c = chunk(N); c < chunks; c += t.lanes) {
+            float again[V];
+            load<V>(again, x, begin + c * V);
+            load<V>(w, other, from + c * V);
+            f(again, w, c * V);
         }
     }
 };

@@ -3,26 +3,34 @@
 
 /* ==== after a convolution: bias, residual, norm, SiLU ==== */
 
-#define MOST_CHANNELS 8192 /* a pixel stays in registers: with V = 1, 1024 threads hold 8 numbers each */
+#define MOST_CHANNELS 4096 /* a pixel stays in registers: with V = 1, TEAM_MOST threads hold 8 numbers each */
 
-template <int V>
-__global__ void conv_finish_kernel(array y, array z, array x, array bias, array residual, array gamma, bool silu,
-                                   int64_t pixels, int64_t c, int lanes)
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    conv_finish_kernel(array y, array z, array x, array bias, array residual, array gamma, bool silu, int64_t pixels,
+                       int64_t c, int lanes)
 {
     const team t(lanes);
+    if (Usual) y.dtype = z.dtype = x.dtype = bias.dtype = residual.dtype = IPVG_K_F16, gamma.dtype = IPVG_K_F32;
     kept_row<V> row(t, x, pixels, c);
     float squares = 0.f;
-    row.each([&](float(&v)[V], int column) {
-        float b[V], r[V];
+    auto finish = [&](float(&v)[V], const float(&r)[V], int column) {
+        float b[V];
         load_or<V>(b, bias, column, 0.f);
-        load_or<V>(r, residual, t.row * residual.ld + column, 0.f);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             v[i] = v[i] + b[i] + r[i];
             squares = fmaf(v[i], v[i], squares);
         }
         if (y.data) store<V>(y, t.row * y.ld + column, v);
-    });
+    };
+    if (residual.data)
+        row.each_with(residual, finish);
+    else
+        row.each([&](float(&v)[V], int column) {
+            const float none[V] = {};
+            finish(v, none, column);
+        });
     if (!z.data) return; /* all threads of the grid */
     const float length = sqrtf(team_sum(t, squares));
     const float scale = sqrtf((float)c) / (length > 1e-12f ? length : 1e-12f);
@@ -50,8 +58,11 @@ int ipvg_k_conv_finish(array y, array z, array x, array bias, array residual, ar
                       (!bias.data || aligned(bias)) && (!residual.data || aligned(residual)) &&
                       (!gamma.data || aligned(gamma));
     const team_plan plan = plan_teams(pixels, fast ? c / 8 : c, fast ? keep<8>::chunks : keep<1>::chunks);
-    return launch(fast ? conv_finish_kernel<8> : conv_finish_kernel<1>, plan.blocks, plan.threads, stream, y, z, x,
-                  bias, residual, gamma, silu, pixels, c, plan.lanes);
+    const bool usual = all_of(IPVG_K_F16, y, z, x, bias, residual) && all_of(IPVG_K_F32, gamma);
+    return launch(!fast   ? conv_finish_kernel<1, false>
+                  : usual ? conv_finish_kernel<8, true>
+                          : conv_finish_kernel<8, false>,
+                  plan.blocks, plan.threads, stream, y, z, x, bias, residual, gamma, silu, pixels, c, plan.lanes);
 }
 
 /* ==== planes (channels first) and pixels (channels last) ==== */

@@ -44,7 +44,7 @@ FORBIDDEN = re.compile(
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.S)
 
 C_FILES = sorted([*ROOT.glob("csrc/**/*.[ch]"), *ROOT.glob("tests/c/*.[ch]"), *ROOT.glob("tests/fuzz/*.[ch]")])
-CUDA_FILES = sorted([*ROOT.glob("kernels/*"), *ROOT.glob("tests/cuda/**/*.*")])  # `make kernels` compiles them
+CUDA_FILES = sorted([*ROOT.glob("kernels/*"), *ROOT.glob("tests/cuda/**/*.[ch]*")])  # `make kernels` compiles them
 CORE = [path for path in C_FILES if path.is_relative_to(ROOT / "csrc")]
 
 
@@ -154,8 +154,8 @@ def check_tools():
     if not formatter.exists():
         yield f"{formatter} is missing: pip install -r .ci/requirements.txt"
     elif C_FILES:
-        files = [f for f in [*C_FILES, *CUDA_FILES] if Path(f).suffix not in (".py", ".json")]
-        done = subprocess.run([formatter, "--dry-run", "-Werror", *files], capture_output=True, text=True, cwd=ROOT)
+        command = [formatter, "--dry-run", "-Werror", *C_FILES, *CUDA_FILES]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         places = re.findall(r"^(\S+?):(\d+):\d+: error: ", done.stderr, re.M)
         first = dict(reversed(places))
         for path, line in sorted(first.items()):

@@ -87,9 +87,8 @@ def test_the_autoencoder_computes_what_the_cpu_does(name, dtype):
 def test_the_text_encoder_computes_what_the_cpu_does(length, dtype):
     config = test_umt5.CONFIG
     ids = np.random.default_rng(length).integers(0, config["vocab"], length)
-    encoders = [
-        _core.TextEncoder(device, config, _core.Weights(test_umt5.weights_of())) for device in (_core.Device(), gpu(dtype))
-    ]
+    weights = _core.Weights(test_umt5.weights_of())
+    encoders = [_core.TextEncoder(device, config, weights) for device in (_core.Device(), gpu(dtype))]
     want, ours = (encoder.encode(ids) for encoder in encoders)
     assert relative_l2(ours, want) <= {"float32": 2e-5, "bfloat16": 1e-1}[dtype]
 
@@ -184,7 +183,8 @@ CTRL_C = """
 import sys
 sys.path.insert(0, "tests")
 import test_dit, test_gpu
-dit, given = test_dit.model(config=test_gpu.LONG, device=test_gpu.gpu("bfloat16")), test_dit.inputs(test_gpu.LONG, size=test_gpu.LONG_SIZE)
+dit = test_dit.model(config=test_gpu.LONG, device=test_gpu.gpu("bfloat16"))
+given = test_dit.inputs(test_gpu.LONG, size=test_gpu.LONG_SIZE)
 want = test_dit.run(dit, *given)
 print("ready", flush=True)
 try:

@@ -12,6 +12,7 @@
  *     IPVG_TRY(ipvg_vae_decoder_begin(ex, &decoder, vae, h, w));    // plan it the same way
  *     for (int64_t i = 0; i < latent.shape[1]; i++)
  *         IPVG_TRY(ipvg_vae_decoder_next(ex, decoder, &chunk, 0, &count, &latent, i));  // 1 frame, then 4 each
+ *         IPVG_TRY(ipvg_vae_decoder_finish(ex, decoder));
  *     ipvg_vae_decoder_end(ex->be, &decoder);
  *
  * The reference walks over chunks (1, 4, 4, ... frames) and keeps two frames of history for every convolution. Here the
@@ -91,9 +92,10 @@ typedef struct ipvg_vae_decoder ipvg_vae_decoder;
 ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height,
                                    int64_t width);
 /* Takes frame `index` of latent (z, t, h, w) and writes *count frames, one for the first and the time stride for each later
- * one, to frames (3, T, H, W) from frame `at` on. */
+ * one, to frames (3, T, H, W) from frame `at` on. The last of them may be under way until the next call or `finish`. */
 ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tensor *frames, int64_t at, int *count,
                                   const ipvg_tensor *latent, int64_t index);
+ipvg_status ipvg_vae_decoder_finish(ipvg_exec *ex, ipvg_vae_decoder *d);
 void ipvg_vae_decoder_end(const ipvg_backend *be, ipvg_vae_decoder **d);
 
 #endif

@@ -22,9 +22,12 @@ struct ipvg_vae_decoder {
     level level[IPVG_VAE_MAX_LEVELS];
     head head;
     ipvg_tensor pixels;  /* (H, W, 3) */
-    float *host;         /* (H, W, 3) or (h, w, z): to and from the caller's arrays */
+    float *host;         /* (h, w, z): from the caller's array */
     ipvg_tensor *frames; /* the caller's, while next runs */
     int64_t at;
+    float *sent;  /* where in the caller's array the last frame belongs that has been sent; NULL: all have arrived */
+    int64_t step; /* from channel to channel there */
+    int slot;     /* it went there */
 };
 
 /* ==== begin, end ==== */
@@ -86,11 +89,8 @@ ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const 
     IPVG_TRY(ipvg_vae_head_new(ex, &d->head, &w->head_norm, &w->head, height * scale, width * scale));
     IPVG_TRY(ipvg_vae_frame_new(ex, &d->pixels, height * scale, width * scale, 3));
     if (!ipvg_planning(ex)) {
-        size_t floats =
-            (size_t)(height * width) * (size_t)(3 * scale * scale > c->z_dim ? 3 * scale * scale : c->z_dim);
-        d->host = malloc(floats * sizeof(float));
-        if (!d->host)
-            IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a frame of %zu bytes", floats * sizeof(float)));
+        d->host = malloc((size_t)(height * width * c->z_dim) * sizeof(float));
+        if (!d->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a latent frame"));
     }
     *out = d;
     d = NULL;
@@ -121,22 +121,34 @@ void ipvg_vae_decoder_end(const ipvg_backend *be, ipvg_vae_decoder **decoder)
 
 /* ==== a frame on its way up ==== */
 
+/* What was sent last arrives. */
+static ipvg_status receive(ipvg_exec *ex, ipvg_vae_decoder *d)
+{
+    float *to = d->sent;
+    d->sent = NULL;
+    return to ? ipvg_planes_receive(ex, d->slot, to, d->step, &d->pixels) : IPVG_OK;
+}
+
 static ipvg_status emit(ipvg_exec *ex, ipvg_vae_decoder *d)
 {
+    const int64_t pixels = d->pixels.shape[0] * d->pixels.shape[1];
+    const int slot = !d->slot;
     ipvg_status status;
     IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
     IPVG_TRY(ipvg_see(ex, &d->pixels, "head.2"));
-    IPVG_TRY(ipvg_vae_frame_out(ex, d->host, &d->pixels));
+    IPVG_TRY(ipvg_planes_send(ex, slot, &d->pixels));
+    IPVG_TRY(receive(ex, d));
     if (ipvg_planning(ex)) goto done;
-    int64_t count = d->pixels.shape[0] * d->pixels.shape[1];
-    for (int c = 0; c < 3; c++) {
-        float *plane = (float *)d->frames->data + (c * d->frames->shape[1] + d->at) * count;
-        for (int64_t i = 0; i < count; i++) plane[i] = d->host[i * 3 + c];
-    }
+    d->slot = slot;
+    d->sent = (float *)d->frames->data + d->at * pixels;
+    d->step = d->frames->shape[1] * pixels;
+    if (ex->be->host) IPVG_TRY(receive(ex, d)); /* before the next frame is written over it */
 done:
     d->at++;
     return status;
 }
+
+ipvg_status ipvg_vae_decoder_finish(ipvg_exec *ex, ipvg_vae_decoder *d) { return receive(ex, d); }
 
 static ipvg_status level_run(ipvg_exec *ex, ipvg_vae_decoder *d, int index);
 
@@ -262,6 +274,7 @@ ipvg_status ipvg_vae_decode(ipvg_exec *ex, ipvg_tensor *frames, const ipvg_tenso
         IPVG_TRY(ipvg_vae_decoder_next(ex, d, frames, at, &count, latent, i));
         at += count;
     }
+    IPVG_TRY(ipvg_vae_decoder_finish(ex, d));
     if (ctx->progress && !ipvg_planning(ex)) ctx->progress(ctx->progress_user, (int)at, (int)at);
 done:
     ipvg_vae_decoder_end(ex->be, &d);

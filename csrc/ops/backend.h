@@ -55,6 +55,10 @@ struct ipvg_backend {
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
 
+    /* The two halves of ipvg_planes_send and _receive; NULL where be->host. */
+    ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+    ipvg_status (*planes_receive)(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                           const ipvg_tensor *b, ipvg_act act, bool exact);
     ipvg_status (*attention)(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,

@@ -299,6 +299,25 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
     return ex->be->norm_silu(ex, y, x, gamma, silu);
 }
 
+ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");
+    return ex->be->host ? IPVG_OK : ex->be->planes_send(ex, slot, frame);
+}
+
+ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame)
+{
+    NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");
+    if (!ex->be->host) return ex->be->planes_receive(ex, slot, dst, step, frame);
+    if (ipvg_planning(ex)) return IPVG_OK;
+    const int64_t channels = frame->shape[2], pixels = frame->shape[0] * frame->shape[1];
+    const float *from = frame->data;
+#pragma omp parallel for num_threads(ex->ctx->threads) schedule(static)
+    for (int64_t i = 0; i < pixels; i++)
+        for (int64_t c = 0; c < channels; c++) dst[c * step + i] = from[i * channels + c];
+    return IPVG_OK;
+}
+
 ipvg_status ipvg_see(ipvg_exec *ex, const ipvg_tensor *tensor, const char *fmt, ...)
 {
     if (!ex->trace || ipvg_planning(ex)) return IPVG_OK;

@@ -315,6 +315,7 @@ static PyObject *stream_next(PyObject *obj)
         status = stream_begin(s, &ex, &room, &latent);
     }
     if (status == IPVG_OK) status = ipvg_vae_decoder_next(&ex, s->decoder, &y, 0, &count, &latent, s->index);
+    if (status == IPVG_OK) status = ipvg_vae_decoder_finish(&ex, s->decoder);
     s->index++;
     if (!ipvg_py_leave(&run, status)) {
         stream_close(s);

@@ -53,6 +53,8 @@ static void work(void *user)
 ipvg_status ipvg_blas_gemm(ipvg_exec *ex, const ipvg_gemm *g, float alpha, void *y, const void *x, const void *w,
                            const void *bias)
 {
+    const void *const all[] = {y, x, w, bias};
+    for (int i = 0; i < 4; i++) emulator_device(all[i]);
     job *j = malloc(sizeof *j);
     if (!j) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory");
     *j = (job){*g, alpha, y, x, w, bias};

@@ -63,6 +63,8 @@ static void attend(void *user)
 ipvg_status ipvg_dnn_sdpa(ipvg_exec *ex, const ipvg_sdpa *s, float scale, void *o, const void *q, const void *k,
                           const void *v, void *workspace)
 {
+    const void *const all[] = {o, q, k, v, workspace};
+    for (int i = 0; i < 5; i++) emulator_device(all[i]);
     attention *a = malloc(sizeof *a);
     if (!a) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory");
     *a = (attention){*s, scale, o, workspace, q, k, v};
@@ -123,6 +125,11 @@ static void convolve(void *user)
 ipvg_status ipvg_dnn_conv_run(ipvg_exec *ex, const ipvg_dnn_conv *c, void *y, const void *x, const void *w,
                               const void *bias, void *workspace)
 {
+    const void *const all[] = {y, x, w, bias, workspace};
+    for (int i = 0; i < 5; i++) {
+        emulator_device(all[i]);
+        if ((uintptr_t)all[i] % 16) return ipvg_fail(ex->ctx, IPVG_E_BACKEND, "a convolution gets address %p", all[i]);
+    }
     convolution *v = malloc(sizeof *v);
     if (!v) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory");
     *v = (convolution){*c, y, workspace, x, w, bias};

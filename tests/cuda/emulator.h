@@ -5,6 +5,7 @@
  *
  * What it finds:
  *   - device memory touched by the host: it is closed (mprotect) unless a kernel or a copy runs
+ *   - host memory given to a kernel
  *   - a kernel that reads or writes outside of an allocation: guard pages right behind each one, and a canary before it
  *     and in the padding, looked at when it is freed and by emulator_check()
  *   - numbers that nobody wrote: fresh memory is NaN in every float format
@@ -23,6 +24,9 @@ extern "C" {
 /* Queues work(user) on a stream, as a kernel would be: device memory is open while it runs. For stand-ins of cuBLASLt and
  * cuDNN. release(user) follows once it can run no more; it may be NULL. */
 int emulator_enqueue(void *stream, void (*work)(void *user), void (*release)(void *user), void *user);
+
+/* Ends the process unless p is NULL or device memory: for the arguments of such work. */
+void emulator_device(const void *p);
 
 /* Bytes that cudaMalloc has given out, now and at most since the start (or since emulator_set_limit). */
 size_t emulator_used(void);

@@ -41,7 +41,9 @@ static double uniform(void)
     return (double)(seed >> 40) / 8388608.0 - 1.0;
 }
 static int pick(int low, int high) { return low + (int)((uniform() * 0.5 + 0.5) * (high - low + 1)); }
-static ipvg_k_dtype any_dtype(void) { return (ipvg_k_dtype)pick(0, 2); }
+/* Not IPVG_K_F32: matrices are of this dtype and vectors float32, as an engine's are (`Usual` in the kernels). */
+static ipvg_k_dtype usual = IPVG_K_F32;
+static ipvg_k_dtype any_dtype(void) { return usual ? usual : (ipvg_k_dtype)pick(0, 2); }
 static size_t size_of(ipvg_k_dtype dtype) { return dtype == IPVG_K_F32 ? 4 : dtype == IPVG_K_E4M3 ? 1 : 2; }
 
 /* A width: often odd, often one that goes 8 at a time. */
@@ -109,7 +111,7 @@ static matrix result(int64_t rows, int64_t d, bool wide, ipvg_k_dtype dtype)
 {
     return make(rows, d, d + (wide ? 8 * pick(0, 2) : pick(0, 5)), dtype, wide, false, 0, 0);
 }
-static matrix vector(int64_t n, bool wide) { return make(1, n, n, any_dtype(), wide, true, 1, 0); }
+static matrix vector(int64_t n, bool wide) { return make(1, n, n, usual ? IPVG_K_F32 : any_dtype(), wide, true, 1, 0); }
 static inline ipvg_tensor column(const matrix *m) { return ipvg_tensor_of(m->v, IPVG_F32, m->d); }
 
 /* float32 host memory for what the oracle computes. */

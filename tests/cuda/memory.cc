@@ -259,3 +259,8 @@ place place_of(const void *p, size_t bytes)
     }
     return place::pageable;
 }
+
+void emulator_device(const void *p)
+{
+    if (p && place_of(p, 1) != place::device) emulator_die("a kernel gets %p, which is host memory", p);
+}

@@ -119,6 +119,10 @@ static void test_mistakes()
         start(write_at, 1, 1, nullptr, device_ints(100), -1);
         emulator_check();
     });
+    must_die("host memory", [] {
+        std::vector<int> host(64);
+        start(write_at, 1, 1, nullptr, host.data(), 0);
+    });
     must_die("__syncthreads", [] { start(half_syncs, 1, 64, nullptr, 0); });
     must_die("nobody can go on", [] { start(half_shuffles, 1, 32, nullptr, device_ints(32)); });
     must_die("bytes from byte", [] {

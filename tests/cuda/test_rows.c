@@ -175,7 +175,7 @@ static void test_conv_finish(int64_t pixels, int64_t c)
     const int outputs = pick(1, 3), aliased = pick(0, 2); /* y is x, or the residual */
     const ipvg_k_array none = {0};
     matrix x = random_matrix(pixels, c, wide, any_dtype(), 1, 0), r = random_matrix(pixels, c, wide, any_dtype(), 1, 0);
-    matrix bias = vector(c, wide), gamma = vector(c, wide);
+    matrix bias = make(1, c, c, any_dtype(), wide, true, 1, 0), gamma = vector(c, wide);
     matrix y = result(pixels, c, wide, any_dtype()), z = result(pixels, c, wide, any_dtype());
     ipvg_tensor v = like(&x), want = like(&x), g = column(&gamma);
     float *sum = v.data;
@@ -232,6 +232,16 @@ int main(int argc, char **argv)
     }
     test_rms_norm(3, 12, 64), test_rms_norm(2, 40, 64), test_rms_norm(1, 2, 4200), test_rms_norm(1, 1, 4099);
     test_softmax(1, 2, 16424), test_softmax(1, 2, 8201), test_softmax(2, 3, 512);
+    for (usual = IPVG_K_BF16; usual <= IPVG_K_F16; usual++)
+        for (int i = 0; i < rounds / 4 + 8; i++) { /* about half of these go 8 at a time */
+            test_layer_norm(pick(1, 9), of_models[i % 8]);
+            test_gate_residual_norm(pick(1, 9), of_models[i % 8]);
+            test_rms_norm(pick(1, 9), i % 4 ? 12 : 40, 64);
+            test_nag(pick(1, 9), of_models[i % 8]);
+            test_quantise(pick(2, 9), of_models[i % 8]);
+            test_conv_finish(pick(1, 60), 96 << pick(0, 2));
+        }
+    usual = IPVG_K_F32;
     test_refusals();
     for (int i = 0; table[i].name; i++)
         printf("%-24s %4d times  float32: %.1e of %.0e   16 bits: %.1e beyond half a unit\n", table[i].name,

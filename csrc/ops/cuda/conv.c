@@ -17,6 +17,11 @@ typedef struct packed {
     ipvg_tensor bias; /* (cout, padded) */
 } packed;
 
+/* cuDNN's plans are for addresses that are multiples of this; frames of odd sizes follow each other without gaps. */
+#define ALIGNED 16
+
+static bool is_aligned(const ipvg_tensor *frame) { return ipvg_tensor_bytes(frame) % ALIGNED == 0; }
+
 /* 16-bit: multiples of 8, which is what tensor cores take. */
 static int64_t padded(int64_t channels, ipvg_dtype dtype)
 {
@@ -35,6 +40,7 @@ ipvg_status ipvg_cuda_conv_prepare(ipvg_exec *ex, ipvg_conv *conv)
     IPVG_TRY(ipvg_cuda_array(ex, &from, "conv", &conv->w));
     IPVG_TRY(ipvg_cuda_array(ex, &bias, "conv", &conv->b));
     p.turn_bytes = (size_t)(p.cout * conv->kt * plane * p.cin) * ipvg_dtype_size(dtype);
+    p.turn_bytes = (p.turn_bytes + ALIGNED - 1) / ALIGNED * ALIGNED;
     IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &p.weights, p.turn_bytes * (size_t)p.turns));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &p.bias, dtype, 1, &p.cout));
     kept = malloc(sizeof *kept); /* in planning too: conv looks at it */
@@ -114,7 +120,8 @@ ipvg_status ipvg_cuda_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_t
     const packed *p = conv->packed;
     const ipvg_tensor *like = out->y ? out->y : out->z;
     const ipvg_dtype dtype = ex->be->video;
-    const bool after = out->z || out->residual || p->cout != conv->w.shape[0]; /* bias too, then, in the same pass */
+    /* The bias too, then, in the same pass. */
+    const bool after = out->z || out->residual || p->cout != conv->w.shape[0] || !is_aligned(like);
     size_t mark = ipvg_arena_mark(ex->arena), bytes;
     ipvg_k_array y, z, v = {0}, bias = {0}, residual, gamma = {0};
     ipvg_tensor input, result;
@@ -148,7 +155,8 @@ ipvg_status ipvg_cuda_conv(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_t
                                  .dtype = dtype,
                                  .bias = !after};
     /* Planning knows no addresses, and while a ring fills its frames have to be gathered: that counts. */
-    if (n == conv->kt && !conv->upsample && p->cin == x[0]->shape[2] && (n == 1 || !ipvg_planning(ex)))
+    if (n == conv->kt && !conv->upsample && p->cin == x[0]->shape[2] &&
+        (n == 1 ? is_aligned(x[0]) : !ipvg_planning(ex)))
         frames = in_ring(x, n, &turn);
     if (!frames) {
         IPVG_TRY(gather(ex, &input, x, n, conv, p));

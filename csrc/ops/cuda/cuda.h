@@ -26,6 +26,10 @@ typedef struct ipvg_cuda {
         bool used;
     } pinned[2];
     int turn; /* which of the two is next */
+    struct {
+        void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
+        size_t bytes;
+    } planes[2];
 } ipvg_cuda;
 
 static inline ipvg_cuda *ipvg_cuda_of(const ipvg_exec *ex) { return ex->be->state; }
@@ -37,6 +41,8 @@ ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what);
 ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
 void ipvg_cuda_pinned_free(ipvg_cuda *cuda);
 
 /* A tensor as the kernels take it; t NULL: none. IPVG_E_TYPE unless it is float32, bfloat16 or float16. */

@@ -1,5 +1,7 @@
 #include "dnn.h"
 
+#include <cuda_runtime_api.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +19,8 @@ typedef struct entry {
 
 struct ipvg_dnn {
     cudnnHandle_t handle;
+    int device;
+    pthread_mutex_t lock; /* memory() plans without the device's lock, also while a forward runs in another thread */
     entry **entries;
     int count;
 };
@@ -36,6 +40,8 @@ ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, const ipvg_cuda *cud
 
     *out = NULL;
     if (!d) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for cuDNN");
+    d->device = cuda->device;
+    pthread_mutex_init(&d->lock, NULL);
     IPVG_TRY(check(ctx, cudnnCreate(&d->handle), "its start"));
     IPVG_TRY(check(ctx, cudnnSetStream(d->handle, cuda->stream), "its stream"));
     *out = d;
@@ -55,37 +61,39 @@ void ipvg_dnn_free(ipvg_dnn **dnn)
     }
     free(d->entries);
     if (d->handle) cudnnDestroy(d->handle);
+    pthread_mutex_destroy(&d->lock);
     free(d);
     *dnn = NULL;
 }
 
-/* The entry of a shape, made at its first use. */
-static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)
+static entry *find(const ipvg_dnn *d, const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)
 {
-    ipvg_dnn *d = ipvg_cuda_of(ex)->dnn;
-    const ipvg_plan_target target = {.handle = d->handle};
-    ipvg_status status = IPVG_OK;
-    entry *e;
-
     for (int i = 0; i < d->count; i++) {
-        e = d->entries[i];
+        entry *e = d->entries[i];
         if (e->is_conv != (conv != NULL)) continue;
-        if (conv && memcmp(&e->key.conv, conv, sizeof *conv)) continue;
-        if (sdpa && memcmp(&e->key.sdpa, sdpa, sizeof *sdpa)) continue;
-        *out = e;
-        return IPVG_OK;
+        if (conv ? !memcmp(&e->key.conv, conv, sizeof *conv) : !memcmp(&e->key.sdpa, sdpa, sizeof *sdpa)) return e;
     }
+    return NULL;
+}
+
+static ipvg_status make(ipvg_context *ctx, ipvg_dnn *d, const entry **out, const ipvg_sdpa *sdpa,
+                        const ipvg_dnn_conv *conv)
+{
+    const ipvg_plan_target target = {.handle = d->handle};
     entry **entries = realloc(d->entries, (size_t)(d->count + 1) * sizeof *entries);
+    entry *e = calloc(1, sizeof *e);
+    ipvg_status status;
+
     if (entries) d->entries = entries;
-    e = calloc(1, sizeof *e);
     if (!entries || !e) {
         free(e);
-        return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a plan");
+        return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a plan");
     }
     e->is_conv = conv != NULL;
     if (conv) e->key.conv = *conv;
     if (sdpa) e->key.sdpa = *sdpa;
-    status = conv ? ipvg_plan_conv(ex->ctx, &e->plan, target, conv) : ipvg_plan_sdpa(ex->ctx, &e->plan, target, sdpa);
+    cudaSetDevice(d->device);
+    status = conv ? ipvg_plan_conv(ctx, &e->plan, target, conv) : ipvg_plan_sdpa(ctx, &e->plan, target, sdpa);
     e->offered = status == IPVG_OK;
     if (status != IPVG_OK && status != IPVG_E_UNSUPPORTED) {
         free(e);
@@ -94,6 +102,18 @@ static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *s
     d->entries[d->count++] = e;
     *out = e;
     return IPVG_OK;
+}
+
+/* The entry of a shape, made at its first use; it stays where it is. */
+static ipvg_status plan_for(ipvg_exec *ex, const entry **out, const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)
+{
+    ipvg_dnn *d = ipvg_cuda_of(ex)->dnn;
+    ipvg_status status = IPVG_OK;
+    pthread_mutex_lock(&d->lock);
+    *out = find(d, sdpa, conv);
+    if (!*out) status = make(ex->ctx, d, out, sdpa, conv);
+    pthread_mutex_unlock(&d->lock);
+    return status;
 }
 
 static ipvg_status workspace(ipvg_exec *ex, size_t *bytes, const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)

@@ -275,7 +275,7 @@ ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     const int64_t x_shape[] = {1, c->cin, c->kt, c->h, c->w}, w_shape[] = {c->cout, c->cin, c->kt, c->kh, c->kw};
     const int64_t y_shape[] = {1, c->cout, 1, oh, ow}, b_shape[] = {1, c->cout, 1, 1, 1};
     const cudnnDataType_t type = type_of(c->dtype), sums = CUDNN_DATA_FLOAT;
-    const double one = 1, zero = 0;
+    const float one = 1, zero = 0; /* cuDNN also takes doubles here, and then multiplies by half of their bits */
     descriptor x = NULL, w = NULL, sum = NULL, b = NULL, y = NULL, what = NULL, mode = NULL, graph = NULL;
     descriptor operation[2] = {0};
     ipvg_status status;
@@ -294,8 +294,8 @@ ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     SET(operation[0], OPERATION_CONVOLUTION_FORWARD_W, BACKEND_DESCRIPTOR, 1, &w);
     SET(operation[0], OPERATION_CONVOLUTION_FORWARD_Y, BACKEND_DESCRIPTOR, 1, c->bias ? &sum : &y);
     SET(operation[0], OPERATION_CONVOLUTION_FORWARD_CONV_DESC, BACKEND_DESCRIPTOR, 1, &what);
-    SET(operation[0], OPERATION_CONVOLUTION_FORWARD_ALPHA, DOUBLE, 1, &one);
-    SET(operation[0], OPERATION_CONVOLUTION_FORWARD_BETA, DOUBLE, 1, &zero);
+    SET(operation[0], OPERATION_CONVOLUTION_FORWARD_ALPHA, FLOAT, 1, &one);
+    SET(operation[0], OPERATION_CONVOLUTION_FORWARD_BETA, FLOAT, 1, &zero);
     FINISH(operation[0], "a convolution");
     if (c->bias) IPVG_TRY(addition(ctx, &mode, &operation[1], sum, b, y));
     IPVG_TRY(graph_of(ctx, &graph, target, operation, c->bias ? 2 : 1));

@@ -54,6 +54,8 @@ void ipvg_cuda_pinned_free(ipvg_cuda *cuda)
     for (int i = 0; i < 2; i++) {
         if (cuda->pinned[i].free) cudaEventDestroy(cuda->pinned[i].free);
         if (cuda->pinned[i].data) cudaFreeHost(cuda->pinned[i].data);
+        if (cuda->planes[i].done) cudaEventDestroy(cuda->planes[i].done);
+        if (cuda->planes[i].data) cudaFreeHost(cuda->planes[i].data);
     }
 }
 
@@ -91,15 +93,91 @@ done:
     return status;
 }
 
+/* Through the same two buffers: the driver's own way to memory that is not pinned reaches a tenth of the bus. */
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src)
 {
     ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const size_t bytes = ipvg_tensor_bytes(src), chunks = (bytes + PINNED - 1) / PINNED;
     ipvg_status status = IPVG_OK;
     if (ipvg_planning(ex)) return IPVG_OK;
+    for (size_t k = 0; k <= chunks; k++) { /* chunk k sets out, chunk k - 1 arrives */
+        int out = cuda->turn, in = !out;
+        if (k < chunks) {
+            size_t at = k * PINNED, count = bytes - at < PINNED ? bytes - at : PINNED;
+            IPVG_TRY(pinned_ready(ex->ctx, cuda, out));
+            IPVG_TRY(ipvg_cuda_check(ex->ctx,
+                                     cudaMemcpyAsync(cuda->pinned[out].data, (const char *)src->data + at, count,
+                                                     cudaMemcpyDeviceToHost, cuda->stream),
+                                     "a copy from the GPU"));
+            IPVG_TRY(
+                ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->pinned[out].free, cuda->stream), "a copy from the GPU"));
+            cuda->pinned[out].used = true;
+            cuda->turn = in;
+        }
+        if (k > 0) {
+            size_t at = (k - 1) * PINNED, count = bytes - at < PINNED ? bytes - at : PINNED;
+            IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->pinned[in].free), "work on the GPU"));
+            gather((char *)host_dst + at, cuda->pinned[in].data, count, ex->ctx->threads);
+        }
+    }
+done:
+    return status;
+}
+
+/* ==== frames to host memory, while the GPU computes on ==== */
+
+static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, size_t bytes)
+{
+    ipvg_status status = IPVG_OK;
+    if (!cuda->planes[slot].done)
+        IPVG_TRY(ipvg_cuda_check(
+            ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->planes[slot].done, cudaEventDisableTiming),
+            "an event for copies"));
+    if (cuda->planes[slot].bytes >= bytes) goto done;
+    if (cuda->planes[slot].data) cudaFreeHost(cuda->planes[slot].data);
+    cuda->planes[slot].data = NULL;
+    cuda->planes[slot].bytes = 0;
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaHostAlloc(&cuda->planes[slot].data, bytes, cudaHostAllocDefault),
+                             "pinned memory for a frame"));
+    cuda->planes[slot].bytes = bytes;
+done:
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t pixels = frame->shape[0] * frame->shape[1], channels = frame->shape[2];
+    const ipvg_k_array none = {0};
+    size_t mark = ipvg_arena_mark(ex->arena), bytes = (size_t)(channels * pixels) * sizeof(float);
+    ipvg_k_array from, planes = {NULL, IPVG_K_F32, pixels};
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", frame));
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &planes.data, bytes));
+    if (ipvg_planning(ex)) goto done;
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, ipvg_k_pixels_to_planes(planes, from, none, none, pixels, channels, cuda->stream),
+                             "planes"));
     IPVG_TRY(ipvg_cuda_check(
-        ex->ctx, cudaMemcpyAsync(host_dst, src->data, ipvg_tensor_bytes(src), cudaMemcpyDeviceToHost, cuda->stream),
+        ex->ctx, cudaMemcpyAsync(cuda->planes[slot].data, planes.data, bytes, cudaMemcpyDeviceToHost, cuda->stream),
         "a copy from the GPU"));
-    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaStreamSynchronize(cuda->stream), "work on the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy from the GPU"));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t pixels = frame->shape[0] * frame->shape[1];
+    ipvg_status status;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "work on the GPU"));
+    for (int64_t c = 0; c < frame->shape[2]; c++)
+        gather(dst + c * step, (const float *)cuda->planes[slot].data + c * pixels, (size_t)pixels * sizeof(float),
+               ex->ctx->threads);
 done:
     return status;
 }

@@ -2,6 +2,7 @@
 #ifndef FAKE_CUDA_RUNTIME_H
 #define FAKE_CUDA_RUNTIME_H
 
+#include "../emulator.h"
 #include "cuda_runtime_api.h"
 
 #ifdef __cplusplus
@@ -9,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <tuple>
 
 using std::isinf;
@@ -114,12 +116,34 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs;
 };
 
+/* Ends the process if an argument is host memory: a pointer, an array (kernels.h), or what has arrays in its `x`. */
+template <typename T>
+inline void emulator_argument(const T &, ...)
+{
+}
+template <typename T>
+inline void emulator_argument(T *const &p, int)
+{
+    emulator_device((const void *)p);
+}
+template <typename T>
+inline auto emulator_argument(const T &array, int) -> decltype((void)array.data, (void)array.ld)
+{
+    emulator_device(array.data);
+}
+template <typename T>
+inline auto emulator_argument(const T &many, int) -> decltype((void)std::begin(many.x), (void)many.x[0].ld)
+{
+    for (const auto &each : many.x) emulator_argument(each, 0);
+}
+
 cudaError_t emulator_launch(const cudaLaunchConfig_t &config, std::function<void()> kernel);
 
 template <typename... P, typename... A>
 inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args)
 {
     std::tuple<P...> given(args...);
+    std::apply([](const P &...each) { (emulator_argument(each, 0), ...); }, given);
     return emulator_launch(*config, [kernel, given] { std::apply(kernel, given); });
 }
 
