@@ -192,8 +192,8 @@ def _ratios(ratios: dict, base: float) -> str:
         lines.append([name, *(f"{100 * share[i]:.1f} %" for i in at), f"{sum(cosine) / len(cosine):.2f}"])
     return (
         f"Root mean square over the video's latents, as a share of |cond|, along cfg {base:g}; {ratios['pairs']} "
-        "pairs. uncond and null are texts; drop and absent the two ways to take the reference away; block k: that block "
-        "left out, the reference kept.\n\n" + _table(head, lines)
+        "pairs. uncond and null are texts; drop and absent the two ways to take the reference away; block k: that "
+        "block left out, the reference kept.\n\n" + _table(head, lines)
     )
 
 
