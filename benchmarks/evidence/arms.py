@@ -50,7 +50,7 @@ def tpige(weak: Branch, w: float, s: float) -> Guidance:
 def listed(base: float, layers: int, sweep_steps: int) -> list[Arm]:
     """All arms, controls before what needs them. base: the CFG weight that suits the model. layers: main blocks."""
     arms = [Arm("rendered", kind="rendered"), Arm("through the codec", kind="codec")]
-    arms += [Arm(OTHER, kind="rendered", table="", pairs="other")]
+    arms += [Arm(OTHER, kind="rendered", pairs="other")]
     arms += [Arm("none", g.none())]
     arms += [cfg(w) for w in sorted({1.5, 2.0, 3.0, 5.0, 7.0, base})]
     arms += [Arm(f"none, {what} reference", rule, "none", reference=whose) for what, whose, rule in (
