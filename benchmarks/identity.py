@@ -180,9 +180,9 @@ def run(arms: list[arms_.Arm], setting: work.Setting, args) -> int:
 
 def count(arm: arms_.Arm, setting: work.Setting, args) -> int:
     """How many pairs an arm has."""
-    set_ = "main" if arm.pairs == "other" else arm.pairs  # of which there are as many
-    with np.load(setting.data) as data:
-        there = len(data[f"{set_}_caption"])
+    key = f"{arm.pairs}_{'clip' if arm.kind in ('rendered', 'codec') else 'caption'}"
+    with np.load(work.where(setting.data, key)) as data:
+        there = len(data[key])
     wanted = args.pairs // 2 if arm.pairs == "conflict" else args.pairs
     wanted = work.RATIO_PAIRS if arm.kind == "ratios" else wanted
     if wanted > there:

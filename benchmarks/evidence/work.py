@@ -128,21 +128,22 @@ def clip(arm: Arm, pair: int, path: str) -> dict[str, np.ndarray]:
             from ipvg.video import to_float
 
             frames = pipeline().decode(pipeline().vae.encode(to_float(frames))).frames
-    return {**look(frames), "forwards": np.array(forwards), **({"shown": frames[[0, 8, 16]]} if pair < SHOWN else {})}
+    found = {**look(frames), "forwards": np.array(forwards)}
+    return found | ({"shown": frames[[0, len(frames) // 2, -1]]} if pair < SHOWN else {})
 
 
 def look(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """uint8 (17, 128, 128, 3) -> what the judges see, and how it moves. Grey levels of 255.
+    """uint8 (17, 128, 128, 3), or the probe's five frames alone -> what the judges see, and how it moves.
 
-    face: (17, 128) embeddings. probe, traits: logits, of five frames and of the middle one. uneven: mean distance of a
-    frame from the mean of its neighbours. motion: mean distance of a frame from the next. clipped: share of values that
-    are within 2 of black or white."""
+    face: (frames, 128) embeddings. probe, traits: logits, of five frames and of the middle one. uneven: mean distance
+    of a frame from the mean of its neighbours, grey levels of 255. motion: mean distance of a frame from the next.
+    clipped: share of values that are within 2 of black or white."""
     x = np.ascontiguousarray(frames.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1
-    middle = x[8]
+    middle, five = x[len(x) // 2], x if len(x) == len(FRAMES) else x[list(FRAMES)]
     level = frames.astype(np.float32)
     return {
         "face": judge("face")(x).astype(np.float16),
-        "probe": judge("probe")(x[list(FRAMES)][None])[0],
+        "probe": judge("probe")(five[None])[0],
         "traits": judge("traits")(np.stack([middle, middle[..., ::-1]])).mean(0),
         "uneven": np.abs(level[1:-1] - (level[:-2] + level[2:]) / 2).mean(),
         "motion": np.abs(level[1:] - level[:-1]).mean(),

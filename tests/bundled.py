@@ -1,6 +1,6 @@
-"""The bundled checkpoint for tests, and the outputs of it that are kept (tests/golden_tiny): a change of numerics shows.
+"""The bundled checkpoint for tests, and the outputs of it that are kept (tests/golden_tiny) so that any change shows.
 
-    python -m tests.tiny --write        # after new weights: everything anew, by this build in float32
+    python -m tests.bundled --write        # after new weights: everything anew, by this build in float32
 
 IPVG_TINY names another folder of the same sizes, to try tests on weights that are not shipped yet.
 """
@@ -84,7 +84,7 @@ def outputs() -> dict[str, np.ndarray]:
 
 def about() -> dict:
     return {
-        "made": "python -m tests.tiny --write",
+        "made": "python -m tests.bundled --write",
         "weights_sha256": weights_sha256(),
         "reference": f"{PERSON}.png",
         "caption": examples()[PERSON]["caption"],
@@ -96,9 +96,10 @@ def about() -> dict:
 
 def write() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    save_safetensors(GOLDEN / "tiny.safetensors", outputs(), {"weights_sha256": weights_sha256()})
+    found = outputs()
+    save_safetensors(GOLDEN / "tiny.safetensors", found, {"weights_sha256": weights_sha256()})
     (GOLDEN / "tiny.json").write_text(json.dumps(about(), indent=1) + "\n", encoding="utf-8")
-    print(f"{GOLDEN}: {len(outputs())} tensors of {FOLDER}")
+    print(f"{GOLDEN}: {len(found)} tensors of {FOLDER}")
 
 
 if __name__ == "__main__":
