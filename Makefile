@@ -1,4 +1,4 @@
-# make demo    a photo and a sentence become out/demo.mp4 and a contact sheet
+# make demo    a picture and a sentence become out/demo.mp4 and a contact sheet (IMAGE=me.jpg PROMPT='A man laughs.': yours)
 # make test    everything that CI runs: lint, sanitizers, parity, tests, README's examples
 # Both do all set-up on a bare Debian 12 or Ubuntu 24.04: packages, .venv, pip, build. A second call does nothing twice.
 #
@@ -22,7 +22,7 @@ FUZZ_PACKAGES := libclang-rt-dev
 .SUFFIXES:
 
 demo: build
-	@$(VENV)/bin/ipvg demo --out out
+	@$(VENV)/bin/ipvg demo --out out $(if $(IMAGE),--image '$(IMAGE)') $(if $(PROMPT),--prompt '$(PROMPT)')
 
 # The parts that stop early come first; pytest's closing line is the last thing to read.
 test: test-packages build

@@ -1,4 +1,4 @@
-"""`ipvg demo`: a bundled picture and a sentence, through all three enhancements and every stage, into an mp4."""
+"""`ipvg demo`: a picture and a sentence, through all three enhancements and every stage, into an mp4."""
 
 from __future__ import annotations
 
@@ -24,17 +24,24 @@ STILL = {"size": (96, 96), "steps": 4}  # the reference's candidates, when they 
 
 
 def run(
-    out: Path, *, smallest: bool = False, threads: int | None = None, progress: Callable[[str, int, int], None] = print
+    out: Path,
+    *,
+    picture: str | Path | None = None,
+    prompt: str | None = None,
+    smallest: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] = print,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Writes demo.mp4, demo.png and demo.json (prompt and reference, enhanced) into the folder `out`, which is made if
-    need be: PE by the local enhancer, IE by one-frame VACE, GE by tpige_code.
+    need be: PE by the local enhancer, IE by one-frame VACE, GE by tpige_code. picture, prompt: None: bundled ones. Of a
+    photograph the small checkpoint keeps little: it knows its rendered world alone, and the flags say so.
 
     Returns (what -> path, record); record["noise"] says that the weights are untrained, record["flags"] what the
     enhancements had to say. FileNotFoundError outside a copy of the repository, which holds the picture and the
     weights; ipvg.UnsupportedError without ONNX Runtime.
     """
     began = time.monotonic()
-    picture = _repository() / "models" / "tiny" / "examples" / PICTURE
+    picture = Path(picture or _repository() / "models" / "tiny" / "examples" / PICTURE).absolute()
     folder, trained = checkpoint()
     size = SMALLEST if smallest else {} if trained else UNTRAINED
     out.mkdir(parents=True, exist_ok=True)
@@ -42,8 +49,9 @@ def run(
     still = {name: SMALLEST[name] for name in ("size", "steps")} if smallest else {} if trained else STILL
     maker = VaceReference(pipe, candidates=2 if still else 4, **still)
     enhanced = enhance(
-        str(picture), PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo", progress=progress
-    )
+        str(picture), prompt or PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo",
+        progress=progress,
+    )  # fmt: skip
     path = enhanced.save(out / "demo.json")
     settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(folder), "threads": threads, **size})
     video, pipe = jobs.make(settings, progress)

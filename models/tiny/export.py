@@ -157,7 +157,7 @@ def write_json(path, table):
         f.write("\n")
 
 
-def export_dit(state, to=CHECKPOINT):
+def export_dit(state):
     """The averaged weights (dit_*.pt) in the official layout."""
     kept = {}
     for path in sorted(glob.glob(os.path.join(state, "dit_[0-9]*.pt"))):
@@ -166,13 +166,13 @@ def export_dit(state, to=CHECKPOINT):
     for part, stem in (("dit", "diffusion_pytorch_model"), ("text", "models_t5_umt5-xxl-enc-bf16")):
         own = {k.removeprefix(part + "."): v for k, v in kept.items() if k.startswith(part + ".")}
         own.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
-        store({names().to_official(part, k): v for k, v in own.items()}, os.path.join(to, stem), note)
+        store({names().to_official(part, k): v for k, v in own.items()}, os.path.join(CHECKPOINT, stem), note)
     c = dit.CONFIG
     sizes = {"dim": dit.DIM, "ffn_dim": c["ffn_dim"], "num_heads": dit.HEADS, "num_layers": c["num_layers"]}
     sizes |= {"in_dim": 16, "out_dim": 16, "vace_in_dim": 96, "vace_layers": c["vace_layers"]}
     sizes |= {"freq_dim": c["freq_dim"], "text_len": text.FULL, "eps": 1e-6}
-    write_json(os.path.join(to, "config.json"), {"_class_name": "VaceWanModel", "model_type": "vace"} | sizes)
-    write_json(os.path.join(to, "ipvg.json"), {"size": [128, 128], "frames": 17, "steps": 20, "shift": 3.0})
+    write_json(os.path.join(CHECKPOINT, "config.json"), {"_class_name": "VaceWanModel", "model_type": "vace"} | sizes)
+    write_json(os.path.join(CHECKPOINT, "ipvg.json"), {"size": [128, 128], "frames": 17, "steps": 20, "shift": 3.0})
 
 
 def shipped(part, stem):
@@ -219,7 +219,9 @@ if __name__ == "__main__":
     p.add_argument("what", choices=("judges", "vae", "dit", "diffusers"))
     p.add_argument("--state", default="out/tiny", help="folder with what training returned")
     p.add_argument("--to", default="out/ipvg-tiny-diffusers")
+    p.add_argument("--checkpoint", default=CHECKPOINT, help="the folder in the official layout")
     a = p.parse_args()
+    CHECKPOINT = a.checkpoint
     if a.what == "diffusers":
         export_diffusers(a.to)
     else:
