@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from . import _openmp
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = ("guidance", "jobs", "long", "lora", "manifest", "parity", "seams", "settings", "tasks")
 
 __all__ = ["__version__", "cuda_error", "memory_estimate", *_MODULES, *_MODULE_OF]
+
+_openmp.load()
 
 
 def __getattr__(name: str):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -10,7 +11,9 @@ from media_files import ASTRONAUT, clip, ffmpeg, needs_ffmpeg
 
 from ipvg.video import Video, read_image, read_video
 
-pytest.importorskip("ipvg._media", reason="built without FFmpeg")
+_media = pytest.importorskip("ipvg._media", reason="built without FFmpeg")
+#: Levels that a GIF's colour may be off: FFmpeg chooses them in OKLab from 6.1 on, and rounds on the way back.
+GIF = 0 if re.match(r"5\.|6\.0", _media.version()) else 1
 
 
 @pytest.mark.parametrize("size", [(64, 48), (33, 17)])
@@ -37,11 +40,11 @@ def card():
 
 
 # Levels that a channel of a field's middle may be off. 4:2:0 in 8 bits rounds Y, U and V, up to 2.1 of R, G and B;
-# the encoder at its best adds one. A GIF has 255 colours and the card 24; the others lose nothing.
+# the encoder at its best adds one. A GIF has 255 colours and the card 24; mkv and PNG lose nothing.
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("name", "codec", "bound"),
-    [("a.mp4", "h264", 3), ("a.webm", "vp9", 3), ("a.mkv", "ffv1", 0), ("a.gif", "gif", 0), ("a.png", "png", 0)],
+    [("a.mp4", "h264", 3), ("a.webm", "vp9", 3), ("a.mkv", "ffv1", 0), ("a.gif", "gif", GIF), ("a.png", "png", 0)],
 )
 def test_a_card_comes_back_through_ffmpeg_and_through_our_reader(tmp_path, name, codec, bound):
     frames = card()
@@ -54,9 +57,9 @@ def test_a_card_comes_back_through_ffmpeg_and_through_our_reader(tmp_path, name,
         ours, options = back.frames, ()
         assert stream["codec_name"] == codec and int(stream["nb_read_frames"]) == len(frames)
         assert stream["r_frame_rate"] == "25/1" and back.fps == 25
-        if bound:
+        if name in ("a.mp4", "a.webm"):
             assert stream["color_space"] == "bt709" and stream["color_range"] == "tv"
-    to_rgb = "scale=in_color_matrix=bt709:flags=accurate_rnd+full_chroma_int" if bound else "null"
+    to_rgb = "scale=in_color_matrix=bt709:flags=accurate_rnd+full_chroma_int" if bound == 3 else "null"
     raw = ffmpeg(*options, "-i", path, "-vf", to_rgb, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt",
                  "rgb24", "-")  # fmt: skip
     theirs = np.frombuffer(raw, np.uint8).reshape(frames.shape)
@@ -64,16 +67,17 @@ def test_a_card_comes_back_through_ffmpeg_and_through_our_reader(tmp_path, name,
     y, x = np.tile(middle, 4), np.tile(middle, 6)
     for read in (ours, theirs):
         difference = np.abs(read.astype(int) - frames)
-        if bound:
+        if bound == 3:
             difference = difference[:, y][:, :, x]
         assert difference.max(axis=(0, 1, 2)).max() <= bound, difference.max(axis=(0, 1, 2))
 
 
-def test_a_gif_of_few_colours_loses_nothing():
+def test_a_gif_of_few_colours_keeps_them():
     colours = np.random.default_rng(1).integers(0, 256, (255, 3), np.uint8)
     frames = colours[np.random.default_rng(2).integers(0, 255, (5, 33, 17))]
     assert len(np.unique(frames.reshape(-1, 3), axis=0)) == 255
-    assert np.array_equal(read_video(Video(frames).to_bytes("gif")).frames, frames)
+    off = np.abs(read_video(Video(frames).to_bytes("gif")).frames.astype(int) - frames)
+    assert off.max() <= GIF and (off > 0).mean() < 0.01
     black = np.zeros((2, 1, 1, 3), np.uint8)
     assert np.array_equal(read_video(Video(black).to_bytes("gif")).frames, black)
 
@@ -93,8 +97,9 @@ def test_a_gif_of_a_photo_is_dithered_and_its_still_part_does_not_flicker():
     back = read_video(Video(frames).to_bytes("gif")).frames
     assert (back[1:, 64:] == back[:1, 64:]).all()
     error = back.astype(float) - frames
-    # 255 colours for a photo. Measured: 0.89 blurred (1.2 without dithering), means within 0.2.
-    assert np.abs(blurred(error)).mean() < 1 and np.abs(error.mean((0, 1, 2))).max() < 0.3
+    # 255 colours for a photo. Measured: 0.89 blurred (1.2 without dithering), means within 0.2; in OKLab, which is not
+    # this sum's measure, 1.04 (1.4 without).
+    assert np.abs(blurred(error)).mean() < (1.2 if GIF else 1) and np.abs(error.mean((0, 1, 2))).max() < 0.3
 
 
 @pytest.mark.parametrize(("fps", "delays"), [(16, {6, 7}), (10, {10}), (12.5, {8}), (50, {2})])
