@@ -65,7 +65,7 @@ def test_floors_are_printed_for_every_stage_and_card():
 @pytest.mark.parametrize(
     "kernel, part",
     [
-        # names that an H100 with cuDNN 9.19, cuBLAS 13.1 and PyTorch 2.11 gave
+        # but for Triton's, names that an H100 with cuDNN 9.19 and PyTorch 2.11 gave
         ("Memcpy DtoH (Device -> Pageable)", "copy"),
         ("Memset (Device)", "copy"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1_cga1x1x1_0", "attention"),
