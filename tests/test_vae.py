@@ -160,7 +160,7 @@ def test_the_plan_is_what_a_run_takes(what):
     planned = vae.memory(9, 32, 48)[what]
     assert device.scratch == 0
     getattr(vae, what)(video(9, 32, 48) if what == "encode" else latent(3, 4, 6))
-    frame = 4 * (3 * 32 * 48 if what == "encode" else 16 * 4 * 6)  # on its way from the caller's array, beside the scratch
+    frame = 4 * (3 * 32 * 48 if what == "encode" else 16 * 4 * 6)  # on its way from the array, beside the scratch
     assert device.scratch + frame == planned
 
 
