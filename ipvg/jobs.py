@@ -67,14 +67,16 @@ def make(
     settings: Settings, progress: Progress | None = None, opened=None, resume: str | None = None
 ) -> tuple[Video, Pipeline]:
     """A video from `resolve`d settings; what was left open is filled in there: checkpoint, threads, size, frames,
-    steps, shift. opened: called with the pipeline before the work. resume: a folder for the chunks of a long video.
-    Raises what the stages raise."""
+    steps, shift, guidance. opened: called with the pipeline before the work. resume: a folder for the chunks of a long
+    video. Raises what the stages raise."""
     pipe = Pipeline.load(
         settings["checkpoint"], device=settings["device"], threads=settings["threads"], dtype=settings["dtype"]
     )
     settings["checkpoint"], settings["threads"] = str(pipe.checkpoint.path.absolute()), pipe.device.threads
     for name in ("steps", "shift"):
         settings[name] = getattr(pipe.defaults, name) if settings[name] is None else settings[name]
+    if settings["guidance"] is None:
+        settings["guidance"] = pipe.defaults.guidance.to_dict()
     if opened:
         opened(pipe)
     for path, strength in settings["lora"]:

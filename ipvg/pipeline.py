@@ -46,7 +46,14 @@ class Defaults:
     frames: int = 81
     steps: int = 50
     shift: float = 16.0
+    w: float = 5.0  # of classifier-free guidance
+    s: float = 0.5  # of the weak branch
     note: str = ""  # what whoever uses the checkpoint should be told
+
+    @property
+    def guidance(self) -> Guidance:
+        """tpige_code(w, s)."""
+        return PRESETS["tpige_code"](w=self.w, s=self.s)
 
 
 class Pipeline:
@@ -203,7 +210,7 @@ class Pipeline:
     ) -> Sampler:
         """A denoising run that has not begun: iterate over it, or call its run(). See sampler.py.
 
-        text: what encode_text gave. guidance: None = tpige_code(). steps, shift: None = the checkpoint's.
+        text: what encode_text gave. guidance, steps, shift: None = the checkpoint's (`defaults`).
         noise: float32 of `source.latent_shape`, the start; None: drawn from `seed` (ipvg.noise).
         options: start, record, edit_velocity, edit_combined of `Sampler`.
         """
@@ -217,7 +224,7 @@ class Pipeline:
             self.dit,
             text,
             source,
-            guidance=PRESETS["tpige_code"]() if guidance is None else guidance,
+            guidance=self.defaults.guidance if guidance is None else guidance,
             schedule=schedule,
             seed=seed if noise is None else None,
             noise=noise,
@@ -275,7 +282,7 @@ class Pipeline:
         one before (None: 17, less for short chunks), its colours matched to them ("mean", "gain" or "none"). video and
         mask, if any, are of all `frames`. resume: a folder for finished chunks, from which the same call goes on. See
         `ipvg.long`; the manifest's "chunks" and "seams" tell seeds, corrections and how visible the seams are."""
-        guidance = PRESETS["tpige_code"]() if guidance is None else guidance
+        guidance = self.defaults.guidance if guidance is None else guidance
         enhancement = None if isinstance(prompt, str) else _arguments.instance("prompt", prompt, Enhancement)
         if enhancement is not None:
             prompt, references = enhancement.prompt, list(references) or [enhancement.picture()]
@@ -354,6 +361,7 @@ def _defaults(folder: Path) -> Defaults:
         found = Defaults(**{k: tuple(v) if k == "size" else v for k, v in table.items() if k in known})
         check_size(found.size, found.frames)
         Schedule(found.steps, found.shift)
+        found.guidance  # noqa: B018  (weights that are none raise)
     except (ValueError, TypeError, AttributeError) as error:
         raise _core.FormatError(f"{path}: {error}") from None
     return found

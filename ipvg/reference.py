@@ -28,7 +28,8 @@ class VaceReference:
     """One-frame VACE: the reference and the sentence give a still of the same person.
 
     candidates: how many, with seeds seed, seed + 1, ... size: (width, height), multiples of 16; None: the picture's
-    shape with the checkpoint's area. steps, shift: None: the checkpoint's. guidance: None: cfg(5), VACE's own.
+    shape with the checkpoint's area. steps, shift: None: the checkpoint's. guidance: None: cfg of the
+    checkpoint's w (5, VACE's own, unless its ipvg.json names another).
     Not for several threads at once. Raises TypeError, ValueError.
     """
 
@@ -46,7 +47,7 @@ class VaceReference:
         self.pipe, self.size, self.steps, self.shift = pipe, size, steps, shift
         self.candidates = _arguments.integer("candidates", candidates, 1, 64)
         self.seed = _arguments.integer("seed", seed, 0, 2**64 - 65)
-        self.guidance = PRESETS["cfg"](5.0) if guidance is None else guidance
+        self.guidance = PRESETS["cfg"](pipe.defaults.w) if guidance is None else guidance
         self._run, self._stopped = None, False
 
     def describe(self) -> dict[str, Any]:

@@ -179,8 +179,6 @@ def check(given: Mapping[str, Any]) -> Settings:
             raise ValueError(f"settings: {key!r} and {name!r} are the same; give one")
         if value is not None:
             out[name] = SETTINGS[name].read(name, value)
-    if out["guidance"] is None:
-        out["guidance"] = PRESETS["tpige_code"]().to_dict()
     return out
 
 

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ipvg import _core
+from ipvg import Pipeline, VaceReference, _core
 from ipvg.checkpoint import Checkpoint
+from ipvg.guidance import PRESETS
 from ipvg.text import Tokenizer
 
 spec = importlib.util.spec_from_file_location(
@@ -63,3 +65,16 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         recipe_checkpoint.write(tmp_path / "new" / "small")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_weights_of_its_guidance_are_the_checkpoints(checkpoint, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.path, folder)
+    assert Pipeline.load(folder).defaults.guidance == PRESETS["tpige_code"]()
+    (folder / "ipvg.json").write_text('{"w": 1.5, "s": 0.25}')
+    pipe = Pipeline.load(folder)
+    assert pipe.defaults.guidance == PRESETS["tpige_code"](w=1.5, s=0.25)
+    assert VaceReference(pipe).guidance == PRESETS["cfg"](1.5)
+    (folder / "ipvg.json").write_text('{"w": "much"}')
+    with pytest.raises(_core.FormatError, match=r"ipvg\.json: "):
+        Pipeline.load(folder)

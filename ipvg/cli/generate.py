@@ -75,7 +75,8 @@ def add(commands) -> None:
     sub.add_argument("--solver", choices=["unipc", "dpmpp", "euler"], help="default: unipc")
     sub.add_argument(
         "--guidance", metavar="PRESET|FILE.json",
-        help="a preset, a sum of them with arguments, or a file (default: tpige_code); see `ipvg guidance list`",
+        help="a preset, a sum of them with arguments, or a file (default: tpige_code with the checkpoint's weights); "
+        "see `ipvg guidance list`",
     ).complete = ("presets",)  # fmt: skip
     sub.add_argument(
         "--weight", action="append", type=named_weight, default=[], metavar="NAME=X", help="of the guidance, e.g. w=5"

@@ -172,7 +172,8 @@ def export_dit(state):
     sizes |= {"in_dim": 16, "out_dim": 16, "vace_in_dim": 96, "vace_layers": c["vace_layers"]}
     sizes |= {"freq_dim": c["freq_dim"], "text_len": text.FULL, "eps": 1e-6}
     write_json(os.path.join(CHECKPOINT, "config.json"), {"_class_name": "VaceWanModel", "model_type": "vace"} | sizes)
-    write_json(os.path.join(CHECKPOINT, "ipvg.json"), {"size": [128, 128], "frames": 17, "steps": 20, "shift": 3.0})
+    defaults = {"size": [128, 128], "frames": 17, "steps": 20, "shift": 3.0, "w": 1.0, "s": 0.5}
+    write_json(os.path.join(CHECKPOINT, "ipvg.json"), defaults)
 
 
 def shipped(part, stem):
