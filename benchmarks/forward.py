@@ -68,6 +68,8 @@ class Pool:
             table[:1024] = to_bfloat16(few).reshape(few.shape)
             return (table, "bfloat16")
         std = float(np.prod(shape[1:]) ** -0.5)
+        if name.endswith("attn.q.weight") and isinstance(self.config, TextConfig):
+            std *= (self.config.dim_attn // self.config.num_heads) ** -0.5  # T5's scale; else softmax picks one key
         if (std, half) not in self.scaled:
             scaled = self.normals * np.float32(std)
             self.scaled[std, half] = to_bfloat16(scaled) if half else scaled

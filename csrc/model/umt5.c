@@ -16,6 +16,7 @@ typedef struct block {
     ipvg_tensor norm2;         /* (D) */
     ipvg_tensor gate, up;      /* (dim_ffn, D) */
     ipvg_tensor down;          /* (D, dim_ffn) */
+    ipvg_tensor qkv, gate_up;  /* (3 dim_attn, D), (2 dim_ffn, D): where the above lie in a backend's memory; or none */
 } block;
 
 struct ipvg_umt5 {
@@ -126,8 +127,10 @@ static ipvg_status place(ipvg_placing *p, void *model)
 
     for (int i = 0; i < m->config.layers; i++) {
         block *b = &m->blocks[i];
-        ipvg_tensor *const matrices[] = {&b->q, &b->k, &b->v, &b->o, &b->gate, &b->up, &b->down};
-        for (int k = 0; k < 7; k++) IPVG_TRY(ipvg_place(p, matrices[k], half));
+        IPVG_TRY(ipvg_place_joined(p, &b->qkv, (ipvg_tensor *[]){&b->q, &b->k, &b->v}, 3, half));
+        IPVG_TRY(ipvg_place_joined(p, &b->gate_up, (ipvg_tensor *[]){&b->gate, &b->up}, 2, half));
+        IPVG_TRY(ipvg_place(p, &b->o, half));
+        IPVG_TRY(ipvg_place(p, &b->down, half));
         IPVG_TRY(ipvg_place(p, &b->norm1, IPVG_F32));
         IPVG_TRY(ipvg_place(p, &b->norm2, IPVG_F32));
         IPVG_TRY(ipvg_place(p, &b->bias, IPVG_F32));
@@ -155,28 +158,47 @@ const ipvg_umt5_config *ipvg_umt5_get_config(const ipvg_umt5 *umt5) { return &um
 
 /* ==== forward ==== */
 
+/* y[i] (L, N) = x w[i]^T for n matrices of one shape (N, K); where they lie together, as one product whose columns these are. */
+static ipvg_status products(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *x, const ipvg_tensor *joined,
+                            const ipvg_tensor *const *w)
+{
+    const int64_t tokens = x->shape[0], width = w[0]->shape[0];
+    ipvg_tensor all;
+    ipvg_status status = IPVG_OK;
+
+    if (joined->ndim) {
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &all, x->dtype, 2, (const int64_t[]){tokens, n * width}));
+        IPVG_TRY(ipvg_linear(ex, &all, x, joined, NULL, IPVG_ACT_NONE));
+    }
+    for (int i = 0; i < n; i++) {
+        if (joined->ndim) {
+            y[i] = ipvg_tensor_columns(&all, i * width, width);
+            continue;
+        }
+        IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &y[i], x->dtype, 2, (const int64_t[]){tokens, width}));
+        IPVG_TRY(ipvg_linear(ex, &y[i], x, w[i], NULL, IPVG_ACT_NONE));
+    }
+done:
+    return status;
+}
+
 /* x += attention(norm1(x)). h (L, D) is scratch. */
 static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, int layer)
 {
     const block *b = &m->blocks[layer];
     const int64_t tokens = x->shape[0], shape[] = {tokens, m->config.dim_attn};
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor q, k, v, o;
+    ipvg_tensor qkv[3], o;
     ipvg_status status;
 
     /* The bias depends on the distance alone: a shorter text uses the middle of the table. */
     ipvg_tensor bias = ipvg_tensor_columns(&b->bias, IPVG_UMT5_MAX_TOKENS - tokens, 2 * tokens - 1);
     IPVG_TRY(ipvg_see(ex, &bias, "pos_bias%d", layer));
     IPVG_TRY(ipvg_rms_norm(ex, h, x, &b->norm1, m->config.eps));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, ex->be->activation, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, ex->be->activation, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, ex->be->activation, 2, shape));
+    IPVG_TRY(products(ex, qkv, 3, h, &b->qkv, (const ipvg_tensor *[]){&b->q, &b->k, &b->v}));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, ex->be->activation, 2, shape));
-    IPVG_TRY(ipvg_linear(ex, &q, h, &b->q, NULL, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_linear(ex, &k, h, &b->k, NULL, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_linear(ex, &v, h, &b->v, NULL, IPVG_ACT_NONE));
     /* Scale 1: T5 folds 1/sqrt(d) into its weights. */
-    IPVG_TRY(ipvg_attention(ex, &o, &q, &k, &v, m->config.heads, 1.0f, &bias));
+    IPVG_TRY(ipvg_attention(ex, &o, &qkv[0], &qkv[1], &qkv[2], m->config.heads, 1.0f, &bias));
     IPVG_TRY(ipvg_linear(ex, h, &o, &b->o, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gate_residual(ex, x, h, NULL));
 done:
@@ -188,18 +210,14 @@ done:
 static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, int layer)
 {
     const block *b = &m->blocks[layer];
-    const int64_t shape[] = {x->shape[0], m->config.dim_ffn};
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor gate, up;
+    ipvg_tensor both[2], *gate = &both[0];
     ipvg_status status;
 
     IPVG_TRY(ipvg_rms_norm(ex, h, x, &b->norm2, m->config.eps));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &gate, ex->be->activation, 2, shape));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &up, ex->be->activation, 2, shape));
-    IPVG_TRY(ipvg_linear(ex, &gate, h, &b->gate, NULL, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_linear(ex, &up, h, &b->up, NULL, IPVG_ACT_NONE));
-    IPVG_TRY(ipvg_gated_gelu(ex, &gate, &gate, &up));
-    IPVG_TRY(ipvg_linear(ex, h, &gate, &b->down, NULL, IPVG_ACT_NONE));
+    IPVG_TRY(products(ex, both, 2, h, &b->gate_up, (const ipvg_tensor *[]){&b->gate, &b->up}));
+    IPVG_TRY(ipvg_gated_gelu(ex, gate, gate, &both[1]));
+    IPVG_TRY(ipvg_linear(ex, h, gate, &b->down, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gate_residual(ex, x, h, NULL));
 done:
     ipvg_arena_reset(ex->arena, mark);

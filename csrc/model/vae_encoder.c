@@ -21,7 +21,7 @@ struct ipvg_vae_encoder {
     head head;
     ipvg_tensor moments, mu; /* (h, w, 2z): before and after conv1 of the whole model */
     ipvg_conv quant;
-    float *host;         /* (H, W, 3) or (h, w, 2z): to and from the caller's arrays */
+    float *host;         /* (h, w, 2z): to the caller's array */
     ipvg_tensor *latent; /* the caller's, while next runs */
     int64_t at, start;
 };
@@ -74,10 +74,8 @@ ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const 
     e->quant = ipvg_vae_conv(&vae->quant);
     IPVG_TRY(ipvg_conv_prepare(ex, &e->quant));
     if (!ipvg_planning(ex)) {
-        int64_t in = height * width * 3, latent = h * wide * 2 * c->z_dim;
-        size_t bytes = (size_t)(in > latent ? in : latent) * sizeof(float);
-        e->host = malloc(bytes);
-        if (!e->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a frame of %zu bytes", bytes));
+        e->host = malloc((size_t)(h * wide * 2 * c->z_dim) * sizeof(float));
+        if (!e->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a latent frame"));
     }
     *out = e;
     e = NULL;
@@ -199,12 +197,8 @@ ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tenso
     e->latent = latent;
     e->at = e->start = at;
     ipvg_tensor pixel = ipvg_vae_ring_push(&e->conv1.in);
-    if (!ipvg_planning(ex))
-        for (int c = 0; c < 3; c++) {
-            const float *plane = (const float *)frames->data + (c * frames->shape[1] + index) * pixels;
-            for (int64_t i = 0; i < pixels; i++) e->host[i * 3 + c] = plane[i];
-        }
-    IPVG_TRY(ipvg_vae_frame_in(ex, &pixel, e->host));
+    const float *first = ipvg_planning(ex) ? NULL : (const float *)frames->data + index * pixels;
+    IPVG_TRY(ipvg_planes_load(ex, &pixel, first, frames->shape[1] * pixels));
     ipvg_tensor *x = &e->level[0].in;
     target next = ipvg_vae_res_target(&e->level[0].block[0]);
     ipvg_conv_out out = ipvg_vae_output(x, &next);

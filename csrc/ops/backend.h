@@ -55,7 +55,8 @@ struct ipvg_backend {
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
 
-    /* The two halves of ipvg_planes_send and _receive; NULL where be->host. */
+    /* ipvg_planes_load, _send, _receive; NULL where be->host. */
+    ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
     ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
     ipvg_status (*planes_receive)(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
 

@@ -299,6 +299,19 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
     return ex->be->norm_silu(ex, y, x, gamma, silu);
 }
 
+ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
+{
+    NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");
+    if (!ex->be->host) return ex->be->planes_load(ex, frame, src, step);
+    if (ipvg_planning(ex)) return IPVG_OK;
+    const int64_t channels = frame->shape[2], pixels = frame->shape[0] * frame->shape[1];
+    float *to = frame->data;
+#pragma omp parallel for num_threads(ex->ctx->threads) schedule(static)
+    for (int64_t i = 0; i < pixels; i++)
+        for (int64_t c = 0; c < channels; c++) to[i * channels + c] = src[c * step + i];
+    return IPVG_OK;
+}
+
 ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
 {
     NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");

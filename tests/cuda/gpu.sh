@@ -11,7 +11,7 @@
 # parity    every stage against the golden tensors, float32
 # bf16      the same in bfloat16: errors are printed, none is judged
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
-# memcheck, racecheck, initcheck   compute-sanitizer over ops and a small forward
+# memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
 # bench     benchmarks/forward.py: ours and, where it is installed, diffusers
 #
 # Needs nvcc (PATH or CUDA_HOME), cuDNN and cuBLAS (there, or NVIDIA's pip wheels in PYTHON), oneDNN (DNNL_ROOT or the
@@ -88,7 +88,8 @@ sanitizer() {
 }
 check_ops() { sanitizer "$1" build/gpu/test_rows 4 && sanitizer "$1" build/gpu/test_flat 2; }
 check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
-export -f plans_program ops_program ops flags sanitizer check_ops check_dit
+check_vae() { sanitizer "$1" "$python" -m tests.cuda.parity vae stages_encode_9x16x24 stages_decode_3x16x24 --device cuda --dtype "$2"; }
+export -f plans_program ops_program ops flags sanitizer check_ops check_dit check_vae
 export python out
 
 run() {
@@ -119,9 +120,12 @@ run() {
     memcheck | racecheck | initcheck)
         step "$1-ops" 200 bash -c "check_ops $1" &
         step "$1-dit" 200 bash -c "check_dit $1 bfloat16" &
-        gather "$1-ops" "$1-dit"
+        step "$1-vae" 200 bash -c "check_vae $1 bfloat16" &
+        gather "$1-ops" "$1-dit" "$1-vae"
         ;;
     bench)
+        [ -z "$(nvidia-smi --query-compute-apps=pid --format=csv,noheader 2>/dev/null)" ] ||
+            echo "bench: another process is at work on a GPU here; if it is this one, the times mean nothing" | tee -a "$log"
         for job in dit umt5 vae_decode vae_encode; do
             step "bench-$job" 200 "$python" benchmarks/forward.py "$job" --profile
             gather "bench-$job"

@@ -12,6 +12,7 @@
 
 static ipvg_context ctx;
 static ipvg_plan_target target;
+static const ipvg_plan_wish first = {.most = 1, .rank = -1};
 static int shapes, failures, unseen;
 static bool driver;
 
@@ -48,12 +49,13 @@ static void sdpa(int64_t batch, int64_t heads, int64_t lq, int64_t lk, int64_t d
                          .ldv = ldk,
                          .ldo = heads * d,
                          .dtype = dtype};
-    ipvg_plan plan;
+    ipvg_plan plan = {0};
+    int count;
     char name[128];
     snprintf(name, sizeof name, "attention %lld x %lld heads of %lld, %lld x %lld, rows %lld %lld %s", (long long)batch,
              (long long)heads, (long long)d, (long long)lq, (long long)lk, (long long)ldq, (long long)ldk,
              ipvg_dtype_name(dtype));
-    ipvg_status status = ipvg_plan_sdpa(&ctx, &plan, target, &s);
+    ipvg_status status = ipvg_plan_sdpa(&ctx, &plan, &count, first, target, &s);
     report(name, status, &plan, false); /* the fused engines do not say what they use */
 }
 
@@ -75,12 +77,13 @@ static void conv(int64_t cin, int64_t cout, int64_t h, int64_t w, int kt, int kh
                              .right = around,
                              .dtype = dtype,
                              .bias = bias};
-    ipvg_plan plan;
+    ipvg_plan plan = {0};
+    int count;
     char name[128];
     snprintf(name, sizeof name, "conv %lldx%dx%d %lld -> %lld of %lldx%lld, stride %d %s%s", (long long)kt, kh, kh,
              (long long)cin, (long long)cout, (long long)w, (long long)h, stride, ipvg_dtype_name(dtype),
              bias ? ", bias" : "");
-    ipvg_status status = ipvg_plan_conv(&ctx, &plan, target, &c);
+    ipvg_status status = ipvg_plan_conv(&ctx, &plan, &count, first, target, &c);
     report(name, status, &plan, dtype != IPVG_F32);
     if (kt * h * w * (cin > cout ? cin : cout) >= (int64_t)1 << 31) {
         printf("FAIL  a tensor of 2^31 elements or more: cuDNN has no tensor-core engine for it\n");
@@ -168,8 +171,9 @@ int main(int argc, char **argv)
     vae(480, 832, IPVG_F32);
     printf("%d shapes, %d without a plan, %d unseen for want of a driver\n", shapes, failures, unseen);
     const ipvg_sdpa odd = {1, 12, 512, 512, 7, 84, 84, 84, 84, IPVG_BF16};
-    ipvg_plan plan;
-    if (driver && ipvg_plan_sdpa(&ctx, &plan, target, &odd) == IPVG_OK) {
+    ipvg_plan plan = {0};
+    int count;
+    if (driver && ipvg_plan_sdpa(&ctx, &plan, &count, first, target, &odd) == IPVG_OK) {
         printf("FAIL  attention with heads of 7 columns was taken: this check would take anything\n");
         failures++;
     }

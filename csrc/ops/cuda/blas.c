@@ -1,36 +1,25 @@
 /* Matrix products by cuBLASLt. Row-major y = x w^T is its column-major y^T = w^T' x^T', the TN form: A is w, B is x.
  *
  * The library offers several algorithms for a shape and guesses an order. The first TRIED are timed once, on the data of the
- * first call, and the fastest is remembered: in this process, and in a file of the user's cache for this GPU and this version
- * of the library. IPVG_CUDA_TUNE=0 takes the library's first guess. Algorithms that add partial sums in an order of their own
- * (split-K) are left out, so that results can be reproduced. */
+ * first call, and the fastest is remembered (choices.h). Algorithms that add partial sums in an order of their own (split-K)
+ * are left out, so that results can be reproduced. */
 #include "blas.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
-#include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+#include "choices.h"
 
 #define TRIED 12  /* algorithms */
 #define REPEATS 3 /* timed runs of each, after one that does not count */
-#define KEY_NUMBERS ((int)(sizeof(ipvg_gemm) / sizeof(int64_t)))
-
-typedef struct entry {
-    ipvg_gemm key;
-    cublasLtMatmulAlgo_t algorithm;
-} entry;
+#define NUMBERS(type) ((int)(sizeof(type) / sizeof(int64_t)))
 
 struct ipvg_blas {
     cublasLtHandle_t handle;
     const ipvg_cuda *cuda;
-    entry *entries;
-    int count, capacity;
-    char file[1024]; /* of remembered algorithms; empty: none */
+    ipvg_choices choices; /* a cublasLtMatmulAlgo_t each */
     bool tune;
 };
 
@@ -41,110 +30,20 @@ static ipvg_status check(ipvg_context *ctx, cublasStatus_t s, const char *what)
                      cublasLtGetStatusName(s));
 }
 
-/* ==== the file of algorithms: a line a shape, numbers in hexadecimal, the key's first ==== */
-
-static entry *add(ipvg_blas *b, const ipvg_gemm *key)
-{
-    if (b->count == b->capacity) {
-        int capacity = b->capacity ? 2 * b->capacity : 32;
-        entry *entries = realloc(b->entries, (size_t)capacity * sizeof *entries);
-        if (!entries) return NULL;
-        b->entries = entries;
-        b->capacity = capacity;
-    }
-    b->entries[b->count] = (entry){.key = *key};
-    return &b->entries[b->count++];
-}
-
-static entry *find(const ipvg_blas *b, const ipvg_gemm *key)
-{
-    for (int i = 0; i < b->count; i++)
-        if (memcmp(&b->entries[i].key, key, sizeof *key) == 0) return &b->entries[i];
-    return NULL;
-}
-
-/* <cache>/ipvg/gemm-<GPU>-<cuBLASLt version>.txt; its folders are made. */
-static void name_file(ipvg_blas *b)
-{
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    struct cudaDeviceProp properties;
-    char folder[512], own[520], gpu[96];
-    size_t n = 0;
-    int size;
-
-    if (cudaGetDeviceProperties(&properties, b->cuda->device) != cudaSuccess) return;
-    for (const char *c = properties.name; *c && n + 1 < sizeof gpu; c++)
-        gpu[n++] = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') ? *c : '-';
-    gpu[n] = 0;
-    if (cache && cache[0])
-        size = snprintf(folder, sizeof folder, "%s", cache);
-    else if (home && home[0])
-        size = snprintf(folder, sizeof folder, "%s/.cache", home);
-    else
-        return;
-    if (size >= (int)sizeof folder - 6) return;
-    mkdir(folder, 0777);
-    snprintf(own, sizeof own, "%s/ipvg", folder);
-    if (mkdir(own, 0777) && errno != EEXIST) return;
-    size = snprintf(b->file, sizeof b->file, "%s/gemm-%s-%zu.txt", own, gpu, cublasLtGetVersion());
-    if (size >= (int)sizeof b->file) b->file[0] = 0;
-}
-
-/* What does not read as expected is passed over: the shape is timed again. The library checks an algorithm before it runs. */
-static void load(ipvg_blas *b)
-{
-    FILE *f = b->file[0] ? fopen(b->file, "r") : NULL;
-    char line[1024];
-    while (f && fgets(line, sizeof line, f)) {
-        uint64_t numbers[KEY_NUMBERS + 8];
-        int read = 0, used, wanted = KEY_NUMBERS + 8;
-        const char *at = line;
-        while (read < wanted && sscanf(at, "%" SCNx64 "%n", &numbers[read], &used) == 1) at += used, read++;
-        if (read < wanted) continue;
-        ipvg_gemm key;
-        memcpy(&key, numbers, sizeof key);
-        entry *e = find(b, &key) ? NULL : add(b, &key);
-        if (e) memcpy(e->algorithm.data, numbers + KEY_NUMBERS, sizeof e->algorithm.data);
-    }
-    if (f) fclose(f);
-}
-
-/* Written beside it and renamed, so that no reader sees half a file. What another process added meanwhile is read first. */
-static void save(ipvg_blas *b)
-{
-    char temporary[1100];
-    if (!b->file[0]) return;
-    load(b);
-    snprintf(temporary, sizeof temporary, "%s.%ld", b->file, (long)getpid());
-    FILE *f = fopen(temporary, "w");
-    if (!f) return;
-    for (int i = 0; i < b->count; i++) {
-        int64_t key[KEY_NUMBERS];
-        memcpy(key, &b->entries[i].key, sizeof key);
-        for (int k = 0; k < KEY_NUMBERS; k++) fprintf(f, "%" PRIx64 " ", (uint64_t)key[k]);
-        for (int k = 0; k < 8; k++)
-            fprintf(f, "%" PRIx64 "%c", (uint64_t)b->entries[i].algorithm.data[k], k < 7 ? ' ' : '\n');
-    }
-    if (fclose(f) || rename(temporary, b->file)) unlink(temporary);
-}
-
 /* ==== new, free ==== */
 
 ipvg_status ipvg_blas_new(ipvg_context *ctx, ipvg_blas **out, const ipvg_cuda *cuda)
 {
-    const char *tune = getenv("IPVG_CUDA_TUNE");
     ipvg_blas *b = calloc(1, sizeof *b);
     ipvg_status status;
 
     *out = NULL;
     if (!b) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for cuBLASLt");
     b->cuda = cuda;
-    b->tune = !tune || strcmp(tune, "0");
+    b->tune = ipvg_choices_wanted();
     IPVG_TRY(check(ctx, cublasLtCreate(&b->handle), "its start"));
-    if (b->tune) {
-        name_file(b);
-        load(b);
-    }
+    ipvg_choices_open(&b->choices, "gemm", NUMBERS(ipvg_gemm), NUMBERS(cublasLtMatmulAlgo_t), cuda->device,
+                      cublasLtGetVersion(), b->tune);
     *out = b;
     b = NULL;
 done:
@@ -156,7 +55,7 @@ void ipvg_blas_free(ipvg_blas **blas)
 {
     if (!*blas) return;
     if ((*blas)->handle) cublasLtDestroy((*blas)->handle);
-    free((*blas)->entries);
+    ipvg_choices_close(&(*blas)->choices);
     free(*blas);
     *blas = NULL;
 }
@@ -305,9 +204,7 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
         }
     }
     *out = found[best].algo;
-    entry *e = add(b, g);
-    if (e) e->algorithm = *out;
-    if (e && b->tune) save(b);
+    ipvg_choices_put(&b->choices, g, out);
 done:
     if (start) cudaEventDestroy(start);
     if (end) cudaEventDestroy(end);
@@ -321,15 +218,15 @@ ipvg_status ipvg_blas_gemm(ipvg_exec *ex, const ipvg_gemm *g, float alpha, void 
     product p = {.w = w, .x = x, .y = y, .alpha = alpha};
     ipvg_gemm key = *g;
     cublasLtMatmulAlgo_t algorithm;
-    entry *known;
+    const int64_t *known;
     ipvg_status status;
 
     key.aligned = alignment(&p);
-    known = find(b, &key);
+    known = ipvg_choices_get(&b->choices, &key);
+    if (known) memcpy(&algorithm, known, sizeof algorithm);
     IPVG_TRY(describe(ex->ctx, &p, &key, bias));
-    if (known && multiply(b, &p, &known->algorithm) == CUBLAS_STATUS_SUCCESS) goto done;
-    /* New, or remembered in a file that this library does not agree with: whatever stood there is not used again. */
-    if (known) known->key.rows = -1;
+    if (known && multiply(b, &p, &algorithm) == CUBLAS_STATUS_SUCCESS) goto done;
+    /* New, or remembered in a file that this library does not agree with. */
     IPVG_TRY(choose(ex->ctx, b, &algorithm, &key, &p));
     IPVG_TRY(check(ex->ctx, multiply(b, &p, &algorithm), "a product"));
 done:

@@ -41,6 +41,7 @@ ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what);
 ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
 ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
 ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
 void ipvg_cuda_pinned_free(ipvg_cuda *cuda);

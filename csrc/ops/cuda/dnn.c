@@ -5,7 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choices.h"
 #include "dnn_plan.h"
+#include "dnn_tune.h"
+
+#define TRIED 10 /* plans of a shape that are timed, the first time; of a float32 one less: these take long */
+#define EXACT 3
+#define NUMBERS(type) ((int)(sizeof(type) / sizeof(int64_t)))
 
 /* Plans by shape, in the order they were first wanted; some dozens, so a list. A shape that has none is remembered too. */
 typedef struct entry {
@@ -23,6 +29,9 @@ struct ipvg_dnn {
     pthread_mutex_t lock; /* memory() plans without the device's lock, also while a forward runs in another thread */
     entry **entries;
     int count;
+    void *stream;
+    ipvg_choices sdpa, conv; /* by shape: a plan's rank and engine */
+    bool tune;
 };
 
 static ipvg_status check(ipvg_context *ctx, cudnnStatus_t s, const char *what)
@@ -41,6 +50,10 @@ ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, const ipvg_cuda *cud
     *out = NULL;
     if (!d) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for cuDNN");
     d->device = cuda->device;
+    d->stream = cuda->stream;
+    d->tune = ipvg_choices_wanted();
+    ipvg_choices_open(&d->sdpa, "attention", NUMBERS(ipvg_sdpa), 2, cuda->device, cudnnGetVersion(), d->tune);
+    ipvg_choices_open(&d->conv, "convolution", NUMBERS(ipvg_dnn_conv), 2, cuda->device, cudnnGetVersion(), d->tune);
     pthread_mutex_init(&d->lock, NULL);
     IPVG_TRY(check(ctx, cudnnCreate(&d->handle), "its start"));
     IPVG_TRY(check(ctx, cudnnSetStream(d->handle, cuda->stream), "its stream"));
@@ -61,6 +74,8 @@ void ipvg_dnn_free(ipvg_dnn **dnn)
     }
     free(d->entries);
     if (d->handle) cudnnDestroy(d->handle);
+    ipvg_choices_close(&d->sdpa);
+    ipvg_choices_close(&d->conv);
     pthread_mutex_destroy(&d->lock);
     free(d);
     *dnn = NULL;
@@ -76,10 +91,43 @@ static entry *find(const ipvg_dnn *d, const ipvg_sdpa *sdpa, const ipvg_dnn_conv
     return NULL;
 }
 
+static ipvg_status plans(ipvg_context *ctx, const ipvg_dnn *d, ipvg_plan *plan, int *count, ipvg_plan_wish wish,
+                         const ipvg_sdpa *sdpa, const ipvg_dnn_conv *conv)
+{
+    const ipvg_plan_target target = {.handle = d->handle};
+    return sdpa ? ipvg_plan_sdpa(ctx, plan, count, wish, target, sdpa)
+                : ipvg_plan_conv(ctx, plan, count, wish, target, conv);
+}
+
+/* The plan that was chosen before, or the fastest of those that the library likes best. */
+static ipvg_status choose(ipvg_context *ctx, ipvg_dnn *d, ipvg_plan *out, const ipvg_sdpa *sdpa,
+                          const ipvg_dnn_conv *conv)
+{
+    ipvg_choices *choices = sdpa ? &d->sdpa : &d->conv;
+    const void *key = sdpa ? (const void *)sdpa : (const void *)conv;
+    const int64_t *known = ipvg_choices_get(choices, key);
+    const int tried = !d->tune ? 1 : conv && conv->dtype == IPVG_F32 ? EXACT : TRIED;
+    ipvg_plan plan[TRIED];
+    int count = 0, best = 0;
+    ipvg_status status;
+
+    if (known && plans(ctx, d, out, &count, (ipvg_plan_wish){1, known[0]}, sdpa, conv) == IPVG_OK) {
+        if (out->engine == known[1]) return IPVG_OK;
+        ipvg_plan_free(out); /* the file is of another library */
+    }
+    IPVG_TRY(plans(ctx, d, plan, &count, (ipvg_plan_wish){tried, -1}, sdpa, conv));
+    if (count > 1) best = ipvg_plan_fastest(ctx, d->handle, d->stream, plan, count, sdpa, conv);
+    for (int i = 0; i < count; i++)
+        if (i != best) ipvg_plan_free(&plan[i]);
+    *out = plan[best];
+    ipvg_choices_put(choices, key, (const int64_t[]){out->rank, out->engine});
+done:
+    return status;
+}
+
 static ipvg_status make(ipvg_context *ctx, ipvg_dnn *d, const entry **out, const ipvg_sdpa *sdpa,
                         const ipvg_dnn_conv *conv)
 {
-    const ipvg_plan_target target = {.handle = d->handle};
     entry **entries = realloc(d->entries, (size_t)(d->count + 1) * sizeof *entries);
     entry *e = calloc(1, sizeof *e);
     ipvg_status status;
@@ -93,7 +141,7 @@ static ipvg_status make(ipvg_context *ctx, ipvg_dnn *d, const entry **out, const
     if (conv) e->key.conv = *conv;
     if (sdpa) e->key.sdpa = *sdpa;
     cudaSetDevice(d->device);
-    status = conv ? ipvg_plan_conv(ctx, &e->plan, target, conv) : ipvg_plan_sdpa(ctx, &e->plan, target, sdpa);
+    status = choose(ctx, d, &e->plan, sdpa, conv);
     e->offered = status == IPVG_OK;
     if (status != IPVG_OK && status != IPVG_E_UNSUPPORTED) {
         free(e);
@@ -130,30 +178,6 @@ done:
     return status;
 }
 
-static ipvg_status run(ipvg_exec *ex, const ipvg_plan *plan, int count, const int64_t *uids, void **pointers,
-                       void *space)
-{
-    ipvg_dnn *d = ipvg_cuda_of(ex)->dnn;
-    ipvg_context *ctx = ex->ctx;
-    cudnnBackendDescriptor_t pack = NULL;
-    ipvg_status status;
-
-#define SET(attribute, type, n, values)                                                                             \
-    IPVG_TRY(check(                                                                                                 \
-        ctx, cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_##attribute, CUDNN_TYPE_##type, (n), (values)), \
-        #attribute))
-    IPVG_TRY(check(ctx, cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack), "arguments"));
-    SET(UNIQUE_IDS, INT64, count, uids);
-    SET(DATA_POINTERS, VOID_PTR, count, pointers);
-    SET(WORKSPACE, VOID_PTR, 1, &space);
-#undef SET
-    IPVG_TRY(check(ctx, cudnnBackendFinalize(pack), "arguments"));
-    IPVG_TRY(check(ctx, cudnnBackendExecute(d->handle, plan->plan, pack), "a run"));
-done:
-    if (pack) cudnnBackendDestroyDescriptor(pack);
-    return status;
-}
-
 ipvg_status ipvg_dnn_sdpa_workspace(ipvg_exec *ex, size_t *bytes, const ipvg_sdpa *s)
 {
     return workspace(ex, bytes, s, NULL);
@@ -167,12 +191,11 @@ ipvg_status ipvg_dnn_conv_workspace(ipvg_exec *ex, size_t *bytes, const ipvg_dnn
 ipvg_status ipvg_dnn_sdpa(ipvg_exec *ex, const ipvg_sdpa *s, float scale, void *o, const void *q, const void *k,
                           const void *v, void *space)
 {
-    static const int64_t uids[] = {IPVG_UID_Q, IPVG_UID_K, IPVG_UID_V, IPVG_UID_O, IPVG_UID_SCALE};
-    void *pointers[] = {(void *)(uintptr_t)q, (void *)(uintptr_t)k, (void *)(uintptr_t)v, o, &scale};
+    const ipvg_plan_arguments a = ipvg_plan_sdpa_arguments(o, q, k, v, &scale, space);
     const entry *e = NULL;
     ipvg_status status;
     IPVG_TRY(plan_for(ex, &e, s, NULL));
-    IPVG_TRY(run(ex, &e->plan, 5, uids, pointers, space));
+    IPVG_TRY(ipvg_plan_run(ex->ctx, &e->plan, ipvg_cuda_of(ex)->dnn->handle, &a));
 done:
     return status;
 }
@@ -180,12 +203,11 @@ done:
 ipvg_status ipvg_dnn_conv_run(ipvg_exec *ex, const ipvg_dnn_conv *c, void *y, const void *x, const void *w,
                               const void *bias, void *space)
 {
-    static const int64_t uids[] = {IPVG_UID_X, IPVG_UID_W, IPVG_UID_Y, IPVG_UID_BIAS};
-    void *pointers[] = {(void *)(uintptr_t)x, (void *)(uintptr_t)w, y, (void *)(uintptr_t)bias};
+    const ipvg_plan_arguments a = ipvg_plan_conv_arguments(c, y, x, w, bias, space);
     const entry *e = NULL;
     ipvg_status status;
     IPVG_TRY(plan_for(ex, &e, NULL, c));
-    IPVG_TRY(run(ex, &e->plan, c->bias ? 4 : 3, uids, pointers, space));
+    IPVG_TRY(ipvg_plan_run(ex->ctx, &e->plan, ipvg_cuda_of(ex)->dnn->handle, &a));
 done:
     return status;
 }

@@ -7,6 +7,9 @@ typedef cudnnBackendDescriptor_t descriptor;
 #define CONFIGS 48                     /* engine configurations that are tried, best first */
 #define WORKSPACE ((int64_t)512 << 20) /* bytes; a plan that wants more is passed over */
 
+/* Names of tensors. */
+enum { X = 1, W, BIAS, Y, Q, K, V, O, SCALE };
+
 static ipvg_status check(ipvg_context *ctx, cudnnStatus_t s, const char *what)
 {
     char why[512] = "";
@@ -196,14 +199,17 @@ done:
     return status;
 }
 
-static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target target, descriptor graph, bool exact)
+static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *plan, int *found, ipvg_plan_wish wish, ipvg_plan_target target,
+                           descriptor graph, bool exact)
 {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
     descriptor heuristics = NULL, config[CONFIGS] = {0};
+    int64_t offers = 0;
     ipvg_status status = IPVG_OK;
 
-    *out = (ipvg_plan){0};
-    for (int m = 0; m < 2 && !out->plan; m++) {
+    *found = 0;
+    plan[0] = (ipvg_plan){0};
+    for (int m = 0; m < 2 && !*found; m++) {
         int64_t count = 0;
         for (int i = 0; i < CONFIGS; i++) destroy(&config[i]);
         destroy(&heuristics);
@@ -217,14 +223,18 @@ static ipvg_status plan_of(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
                        cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS,
                                                 CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, config),
                        "the heuristics"));
-        out->offers += count;
-        for (int64_t i = 0; i < count && i < CONFIGS && !out->plan; i++) {
+        for (int64_t i = 0; i < count && i < CONFIGS && *found < wish.most; i++) {
+            ipvg_plan *p = &plan[*found];
             bool fits = false;
-            if (look_at(ctx, out, &fits, config[i], exact) != IPVG_OK || !fits) continue;
-            try_config(ctx, out, target, config[i]);
+            if (wish.rank >= 0 && wish.rank != offers + i) continue;
+            *p = (ipvg_plan){.rank = offers + i};
+            if (look_at(ctx, p, &fits, config[i], exact) != IPVG_OK || !fits) continue;
+            *found += try_config(ctx, p, target, config[i]) == IPVG_OK;
         }
+        offers += count;
     }
-    if (!out->plan && !(target.device && out->offers > 0))
+    plan[0].offers = offers;
+    if (!*found && !(target.device && offers > 0))
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuDNN %zu offers no plan", cudnnGetVersion());
 done:
     for (int i = 0; i < CONFIGS; i++) destroy(&config[i]);
@@ -237,7 +247,8 @@ void ipvg_plan_free(ipvg_plan *plan) { destroy(&plan->plan); }
 
 /* ==== the two kinds ==== */
 
-ipvg_status ipvg_plan_sdpa(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target target, const ipvg_sdpa *s)
+ipvg_status ipvg_plan_sdpa(ipvg_context *ctx, ipvg_plan *plan, int *count, ipvg_plan_wish wish, ipvg_plan_target target,
+                           const ipvg_sdpa *s)
 {
     const int64_t ones[] = {1, 1, 1, 1}, query[] = {s->batch, s->heads, s->lq, s->d},
                   key[] = {s->batch, s->heads, s->lk, s->d};
@@ -246,12 +257,12 @@ ipvg_status ipvg_plan_sdpa(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     descriptor t[5] = {0}, operation = NULL, graph = NULL;
     ipvg_status status;
 
-    *out = (ipvg_plan){0};
+    *count = 0;
     for (int i = 0; i < 4; i++) {
         const int64_t strides[] = {shape[i][2] * ld[i], s->d, ld[i], 1};
-        IPVG_TRY(tensor(ctx, &t[i], IPVG_UID_Q + i, type_of(s->dtype), 4, shape[i], strides, MEMORY));
+        IPVG_TRY(tensor(ctx, &t[i], Q + i, type_of(s->dtype), 4, shape[i], strides, MEMORY));
     }
-    IPVG_TRY(tensor(ctx, &t[4], IPVG_UID_SCALE, CUDNN_DATA_FLOAT, 4, ones, ones, BY_VALUE));
+    IPVG_TRY(tensor(ctx, &t[4], SCALE, CUDNN_DATA_FLOAT, 4, ones, ones, BY_VALUE));
     CREATE(operation, OPERATION_SDPA_FWD_DESCRIPTOR);
     SET(operation, OPERATION_SDPA_FWD_QDESC, BACKEND_DESCRIPTOR, 1, &t[0]);
     SET(operation, OPERATION_SDPA_FWD_KDESC, BACKEND_DESCRIPTOR, 1, &t[1]);
@@ -260,7 +271,7 @@ ipvg_status ipvg_plan_sdpa(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     SET(operation, OPERATION_SDPA_FWD_SCALEDESC, BACKEND_DESCRIPTOR, 1, &t[4]);
     FINISH(operation, "attention");
     IPVG_TRY(graph_of(ctx, &graph, target, &operation, 1));
-    IPVG_TRY(plan_of(ctx, out, target, graph, false));
+    IPVG_TRY(plan_of(ctx, plan, count, wish, target, graph, false));
 done:
     destroy(&graph);
     destroy(&operation);
@@ -268,7 +279,8 @@ done:
     return status;
 }
 
-ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target target, const ipvg_dnn_conv *c)
+ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *plan, int *count, ipvg_plan_wish wish, ipvg_plan_target target,
+                           const ipvg_dnn_conv *c)
 {
     const int64_t oh = (c->top + c->h + c->bottom - c->kh) / c->stride + 1,
                   ow = (c->left + c->w + c->right - c->kw) / c->stride + 1;
@@ -280,13 +292,13 @@ ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     descriptor operation[2] = {0};
     ipvg_status status;
 
-    *out = (ipvg_plan){0};
-    IPVG_TRY(video(ctx, &x, IPVG_UID_X, type, x_shape, MEMORY));
-    IPVG_TRY(video(ctx, &w, IPVG_UID_W, type, w_shape, MEMORY));
-    IPVG_TRY(video(ctx, &y, IPVG_UID_Y, type, y_shape, MEMORY));
+    *count = 0;
+    IPVG_TRY(video(ctx, &x, X, type, x_shape, MEMORY));
+    IPVG_TRY(video(ctx, &w, W, type, w_shape, MEMORY));
+    IPVG_TRY(video(ctx, &y, Y, type, y_shape, MEMORY));
     if (c->bias) {
         IPVG_TRY(video(ctx, &sum, 100, sums, y_shape, VIRTUAL));
-        IPVG_TRY(video(ctx, &b, IPVG_UID_BIAS, type, b_shape, MEMORY));
+        IPVG_TRY(video(ctx, &b, BIAS, type, b_shape, MEMORY));
     }
     IPVG_TRY(convolution(ctx, &what, c));
     CREATE(operation[0], OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
@@ -299,7 +311,7 @@ ipvg_status ipvg_plan_conv(ipvg_context *ctx, ipvg_plan *out, ipvg_plan_target t
     FINISH(operation[0], "a convolution");
     if (c->bias) IPVG_TRY(addition(ctx, &mode, &operation[1], sum, b, y));
     IPVG_TRY(graph_of(ctx, &graph, target, operation, c->bias ? 2 : 1));
-    IPVG_TRY(plan_of(ctx, out, target, graph, c->dtype == IPVG_F32));
+    IPVG_TRY(plan_of(ctx, plan, count, wish, target, graph, c->dtype == IPVG_F32));
 done:
     destroy(&graph);
     destroy(&operation[0]);
@@ -311,6 +323,37 @@ done:
     destroy(&sum);
     destroy(&b);
     destroy(&y);
+    return status;
+}
+
+/* ==== a run ==== */
+
+#define DATA(p) ((void *)(uintptr_t)(p))
+
+ipvg_plan_arguments ipvg_plan_sdpa_arguments(void *o, const void *q, const void *k, const void *v, float *scale,
+                                             void *workspace)
+{
+    return (ipvg_plan_arguments){5, {Q, K, V, O, SCALE}, {DATA(q), DATA(k), DATA(v), o, scale}, workspace};
+}
+
+ipvg_plan_arguments ipvg_plan_conv_arguments(const ipvg_dnn_conv *c, void *y, const void *x, const void *w,
+                                             const void *bias, void *workspace)
+{
+    return (ipvg_plan_arguments){c->bias ? 4 : 3, {X, W, Y, BIAS}, {DATA(x), DATA(w), y, DATA(bias)}, workspace};
+}
+
+ipvg_status ipvg_plan_run(ipvg_context *ctx, const ipvg_plan *plan, cudnnHandle_t handle, const ipvg_plan_arguments *a)
+{
+    descriptor pack = NULL;
+    ipvg_status status;
+    CREATE(pack, VARIANT_PACK_DESCRIPTOR);
+    SET(pack, VARIANT_PACK_UNIQUE_IDS, INT64, a->count, a->name);
+    SET(pack, VARIANT_PACK_DATA_POINTERS, VOID_PTR, a->count, a->data);
+    SET(pack, VARIANT_PACK_WORKSPACE, VOID_PTR, 1, &a->workspace);
+    FINISH(pack, "arguments");
+    IPVG_TRY(check(ctx, cudnnBackendExecute(handle, plan->plan, pack), "a run"));
+done:
+    destroy(&pack);
     return status;
 }
 

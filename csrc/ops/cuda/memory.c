@@ -124,7 +124,32 @@ done:
     return status;
 }
 
-/* ==== frames to host memory, while the GPU computes on ==== */
+/* ==== frames, whose channels the GPU brings together and takes apart ==== */
+
+ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
+{
+    const int64_t shape[] = {frame->shape[2], frame->shape[0] * frame->shape[1]};
+    const ipvg_k_array none = {0};
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_k_array to, from;
+    ipvg_tensor planes;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &to, "planes", frame));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &planes, IPVG_F32, 2, shape));
+    if (ipvg_planning(ex)) goto done;
+    for (int64_t c = 0; c < shape[0]; c++) {
+        ipvg_tensor plane = ipvg_tensor_slice(&planes, c, 1);
+        IPVG_TRY(ipvg_cuda_copy_in(ex, &plane, src + c * step));
+    }
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", &planes));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, ipvg_k_planes_to_pixels(to, from, none, none, shape[1], shape[0], ipvg_cuda_of(ex)->stream),
+        "planes"));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
 
 static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, size_t bytes)
 {
