@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=128, help="of the main set; conflicts: half as many")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sweep-steps", type=int, default=10, help="of the sweep over blocks")
-    parser.add_argument("--w", type=float, default=2.0, help="a CFG weight that suits the model: most arms have it")
+    parser.add_argument("--w", type=float, default=1.0, help="the CFG weight of ablations and sweeps; 1: no CFG")
     parser.add_argument("--arms", default="", help="a regular expression: only arms whose name or table it finds")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further clip after so long")
     parser.add_argument("--list", action="store_true")
@@ -159,6 +160,8 @@ def run(arms: list[arms_.Arm], setting: work.Setting, args) -> int:
     print(f"{len(arms)} arms, {len(jobs)} clips to make, {total} model forwards, {args.processes} workers", flush=True)
     store.expect(jobs)
     began, waiting = time.monotonic(), {}
+    for number in (signal.SIGINT, signal.SIGTERM):  # `timeout` and a background job end a run as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(args.processes, context, work.begin, (setting,)) as pool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ipvg import guidance as g
 from ipvg.guidance import Branch, Guidance
 
-#: Weights of the released run; the bundled model is over-saturated there, so everything else stands at `base`.
+#: Weight of the released run; the bundled model is over-saturated there, so the rest stands at `base`.
 PAPER = 5.0
 S = 0.5
 OTHER = "other rendered clips"  # what distances between distributions are measured to
@@ -48,19 +48,17 @@ def tpige(weak: Branch, w: float, s: float) -> Guidance:
 
 
 def listed(base: float, layers: int, sweep_steps: int) -> list[Arm]:
-    """All arms, controls before what needs them. base: the CFG weight that suits the model. layers: main blocks."""
+    """All arms, controls before what needs them. base: the CFG weight of the ablations and sweeps; 1: no CFG at all, so
+    that the weak branch acts alone. layers: main blocks."""
+    plain = cfg(base)
     arms = [Arm("rendered", kind="rendered"), Arm("through the codec", kind="codec")]
     arms += [Arm(OTHER, kind="rendered", pairs="other")]
-    arms += [Arm("none", g.none())]
-    arms += [cfg(w) for w in sorted({1.5, 2.0, 3.0, 5.0, 7.0, base})]
-    arms += [Arm(f"none, {what} reference", rule, "none", reference=whose) for what, whose, rule in (
-        ("stranger's", "stranger", g.none()),
-        ("absent", "own", Guidance({"cond": Branch(reference="absent")}, "cond")),
-    )]  # fmt: skip
-    arms += [Arm(f"cfg {base:g}, stranger's reference", g.cfg(base), f"cfg {base:g}", reference="stranger")]
-    methods = []
-    for w in sorted({1.0, 1.5, 2.0, 3.0, PAPER, base}):
-        methods.append(Arm(f"tpige_code w {w:g} s {S}", g.tpige_code(w, S)))
+    arms += [cfg(w) for w in sorted({1.0, 1.5, 2.0, 3.0, 5.0, 7.0, base})]
+    arms += [
+        Arm(f"{plain.name}, stranger's reference", plain.rule, plain.name, reference="stranger"),
+        Arm("none, absent reference", Guidance({"cond": Branch(reference="absent")}, "cond"), "none"),
+    ]
+    methods = [Arm(f"tpige_code w {w:g} s {S}", g.tpige_code(w, S)) for w in sorted({1.0, 1.5, 2.0, 3.0, PAPER, base})]
     for w in sorted({base, PAPER}):
         methods += [
             Arm(f"tpige_aligned w {w:g} s {S}", g.tpige_aligned(w, S)),
@@ -69,17 +67,16 @@ def listed(base: float, layers: int, sweep_steps: int) -> list[Arm]:
             Arm(f"drop only w {w:g} s {S}", tpige(Branch(reference="drop"), w, S)),
             Arm(f"absent only w {w:g} s {S}", tpige(Branch(reference="absent"), w, S)),
             Arm(f"stg_r w {w:g} s 1", g.cfg(w) + g.stg_r(1.0)),
-            Arm(f"apg w {w:g}", g.apg(w), f"cfg {w:g}"),
-            Arm(f"cfg_zero_star w {w:g}", g.cfg_zero_star(w), f"cfg {w:g}"),
+            Arm(f"stg_a w {w:g} s 1", g.cfg(w) + g.stg_a(1.0)),
         ]
-    methods += [
-        Arm(f"stg_a w {base:g} s 1", g.cfg(base) + g.stg_a(1.0)),
-        Arm(f"three_stream s_T {base:g} s_R 2", g.three_stream(base, 2.0), f"cfg {base:g}"),
-        Arm(f"three_stream s_T {base:g} s_R {PAPER:g}", g.three_stream(base, PAPER), f"cfg {base:g}"),
-    ]
+    for w in (2.0, PAPER):
+        methods += [Arm(f"apg w {w:g}", g.apg(w), f"cfg {w:g}"),
+                    Arm(f"cfg_zero_star w {w:g}", g.cfg_zero_star(w), f"cfg {w:g}")]  # fmt: skip
+    methods += [Arm(f"three_stream s_T {t:g} s_R {r:g}", g.three_stream(t, r), cfg(t).name)
+                for t, r in ((1.0, 1.5), (1.0, 2.0), (2.0, 3.0), (PAPER, 2.0))]  # fmt: skip
     methods += [Arm(f"tpige_code w {base:g} s {s:g}", g.tpige_code(base, s), table="s") for s in (0, 0.25, 1.0, 2.0)]
     arms += with_controls(methods, arms)
-    arms += [Arm("ratios", g.cfg(base), kind="ratios", table="ratios"), *conflicts(base)]
+    arms += [Arm("ratios", plain.rule, kind="ratios", table="ratios"), *conflicts(base)]
     sweep = [Arm(f"tpige_code w {base:g} s {S} block {k}", g.tpige_code(base, S, k)) for k in range(layers)]
     sweep += [Arm(f"skip only w {base:g} s {S} block {k}", tpige(Branch(skip_blocks=(k,)), base, S))
               for k in range(layers)]  # fmt: skip
@@ -90,10 +87,11 @@ def listed(base: float, layers: int, sweep_steps: int) -> list[Arm]:
 
 
 def conflicts(base: float) -> list[Arm]:
-    """PE and IE, each on and off, on pairs whose reference contradicts the caption; under CFG and under TPIGE."""
-    arms = [Arm("enhanced", g.cfg(base), kind="enhanced", table="conflict", pairs="conflict"),
+    """PE and IE, each on and off, on pairs whose reference contradicts the caption; without and with TPIGE's GE."""
+    plain = cfg(base)
+    arms = [Arm("enhanced", plain.rule, kind="enhanced", table="conflict", pairs="conflict"),
             Arm("conflict: rendered", kind="rendered", table="conflict", pairs="conflict")]  # fmt: skip
-    for rule, name in ((g.cfg(base), f"cfg {base:g}"), (g.tpige_code(base, S), f"tpige_code w {base:g} s {S}")):
+    for rule, name in ((plain.rule, plain.name), (g.tpige_code(base, S), f"tpige_code w {base:g} s {S}")):
         for pe in (False, True):
             for ie in (False, True):
                 label = f"conflict: {name}{', PE' * pe}{', IE' * ie}"

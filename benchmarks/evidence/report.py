@@ -11,9 +11,9 @@ from . import statistics as st
 from . import words, work
 from .arms import OTHER, PAPER, Arm, S
 
-SHEET = ("reference", "rendered", "through the codec", "none", "cfg {w}", "cfg 5", "cfg 7", "tpige_code w {w} s 0.5",
-         "tpige_code w 5 s 0.5", "skip only w {w} s 0.5", "drop only w {w} s 0.5", "three_stream s_T {w} s_R 2",
-         "none, absent reference", "none, stranger's reference")  # fmt: skip
+SHEET = ("reference", "rendered", "through the codec", "none", "tpige_code w {w} s 0.5", "tpige_aligned w {w} s 0.5",
+         "skip only w {w} s 0.5", "drop only w {w} s 0.5", "three_stream s_T 1 s_R 2", "cfg 2", "cfg 7",
+         "tpige_code w 5 s 0.5", "none, absent reference", "none, stranger's reference")  # fmt: skip
 
 
 class Results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arms import PAPER, S
+from .arms import PAPER, S, cfg
 
 #: Columns of the tables: key, heading, factor, digits.
 COLUMNS = (
@@ -16,10 +16,10 @@ TARGET = 0.85  # of the caption's attributes
 def answer(table: dict, base: float) -> list[str]:
     """Does GE raise identity over a CFG of equal weight, and at what cost? And the checkpoint's own targets."""
     rows, out = table["rows"], []
-    for name in (f"cfg {base:g}", "none"):
+    for name in dict.fromkeys((cfg(base).name, "none")):
         if name in rows:
             out.append(_target(name, rows[name]))
-    for name in (f"cfg {base:g}, stranger's reference", "none, stranger's reference"):
+    for name in (f"{cfg(base).name}, stranger's reference",):
         if name in rows:
             row = rows[name]
             swaps = "swaps" if row["stranger"][1] > row["identity"][2] else "does NOT swap"
@@ -191,7 +191,7 @@ def _ratios(ratios: dict, base: float) -> str:
         cosine = ratios["cosine_to_absent"][name]
         lines.append([name, *(f"{100 * share[i]:.1f} %" for i in at), f"{sum(cosine) / len(cosine):.2f}"])
     return (
-        f"Root mean square over the video's latents, as a share of |cond|, along cfg {base:g}; {ratios['pairs']} "
+        f"Root mean square over the video's latents, as a share of |cond|, along `{cfg(base).name}`; {ratios['pairs']} "
         "pairs. uncond and null are texts; drop and absent the two ways to take the reference away; block k: that "
         "block left out, the reference kept.\n\n" + _table(head, lines)
     )
