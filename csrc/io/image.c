@@ -1,6 +1,7 @@
 #include "image.h"
 
 #include <libavutil/imgutils.h>
+#include <libavutil/opt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +78,7 @@ static int encode_png(AVPacket *packet, const uint8_t *rgb, int height, int widt
     codec->pix_fmt = frame->format = AV_PIX_FMT_RGB24;
     codec->time_base = (AVRational){1, 1};
     codec->thread_count = 1;
+    if ((err = av_opt_set(codec->priv_data, "pred", "mixed", 0)) < 0) goto done; /* a third smaller than without */
     if ((err = avcodec_open2(codec, png, NULL)) < 0) goto done;
     if ((err = av_frame_get_buffer(frame, 0)) < 0) goto done;
     av_image_copy_plane(frame->data[0], frame->linesize[0], rgb, width * 3, width * 3, height);
