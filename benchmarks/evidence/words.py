@@ -121,8 +121,8 @@ def page(table: dict, base: float) -> str:
         "Written by `benchmarks/identity.py report` from figures in identity.json; nothing here is typed in by hand.",
         "\n".join(f"- {line}" for line in table["answer"]),
         f"{pairs} held-out people, each with a caption and one portrait in another scene; captions never name the "
-        f"face.{asked} {s['steps']} steps, shift {s['shift']:g}, the same noise for every arm, {s['dtype']} on {s['device']}; "
-        f"{table['cpu_seconds']} s of CPU in all. Weights {s['weights']}, pairs {s['pairs_sha256']}. "
+        f"face.{asked} {s['steps']} steps, shift {s['shift']:g}, the same noise for every arm, {s['dtype']} on "
+        f"{s['device']}; {table['cpu_seconds']} s of CPU in all. Weights {s['weights']}, pairs {s['pairs_sha256']}. "
         "In brackets: 95 % intervals, by a bootstrap over pairs.",
         "![Middle frames: a row an arm, a column a pair](identity.png)",
         "**Columns.** " + "; ".join(f"{heading.removesuffix(' %')}: {table['measures'][key]}"
