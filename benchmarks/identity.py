@@ -78,8 +78,11 @@ def main() -> int:
 
 
 def show() -> int:
-    path = RESULTS / "identity.md"
-    print(path.read_text(encoding="utf-8") if path.is_file() else f"{path} is not there: see --help for how it is made")
+    path = RESULTS / "identity.json"
+    if not path.is_file():
+        print(f"{path} is not there: see --help for how it is made")
+        return 0
+    print(*json.loads(path.read_text(encoding="utf-8"))["answer"], f"All of it: {path.with_suffix('.md')}", sep="\n")
     return 0
 
 

@@ -103,7 +103,7 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
     sheet(found, out / "identity.png", base)
     print(*table["answer"], sep="\n")
     if missing:
-        print(f"not in the report, since there are no results of them: {', '.join(missing)}")
+        print(f"{len(missing)} arms are not in the report, since there are no results of them")
     return 0
 
 

@@ -11,6 +11,7 @@ COLUMNS = (
     ("motion", "motion", 1, 2), ("clipped", "clipped %", 100, 1),
 )  # fmt: skip
 TARGET = 0.85  # of the caption's attributes
+FULL = (128, 20)  # pairs and steps of a whole run
 
 
 def answer(table: dict, base: float) -> list[str]:
@@ -111,14 +112,17 @@ def _change(v: list[float], factor: float = 1, digits: int = 3) -> str:
 def page(table: dict, base: float) -> str:
     rows, s = table["rows"], table["settings"]
     main = [n for n in rows if rows[n]["table"] == "main"]
-    pairs = rows[main[0]]["pairs"]
+    counts = sorted({rows[n]["pairs"] for n in main if rows[n]["forwards"]})
+    pairs = str(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (column pairs)"
+    whole = counts[0] >= FULL[0] and s["steps"] >= FULL[1]
+    asked = "" if whole else f" A whole run has {FULL[0]} pairs an arm and {FULL[1]} steps: this is a part of it."
     parts = [
         "# Identity, measured on the bundled checkpoint",
         "Written by `benchmarks/identity.py report` from figures in identity.json; nothing here is typed in by hand.",
         "\n".join(f"- {line}" for line in table["answer"]),
         f"{pairs} held-out people, each with a caption and one portrait in another scene; captions never name the "
-        f"face. {s['steps']} steps, shift {s['shift']:g}, the same noise for every arm, {s['dtype']} on {s['device']}; "
-        f"{table['cpu_seconds']} s of CPU in all. Weights {s['weights']}, pairs {s['pairs_sha256']}. "
+        f"face.{asked} {s['steps']} steps, shift {s['shift']:g}, the same noise for every arm, {s['dtype']} on "
+        f"{s['device']}; {table['cpu_seconds']} s of CPU in all. Weights {s['weights']}, pairs {s['pairs_sha256']}. "
         "In brackets: 95 % intervals, by a bootstrap over pairs.",
         "![Middle frames: a row an arm, a column a pair](identity.png)",
         "**Columns.** " + "; ".join(f"{heading.removesuffix(' %')}: {table['measures'][key]}"
@@ -128,8 +132,10 @@ def page(table: dict, base: float) -> str:
         "## Arms", _arms(rows, main),
         "## Differences to the control", "Each method against the CFG of equal weight, pair by pair.",
         _differences(rows, main),
-        "## Weight s of the weak branch", _both(rows, [n for n in rows if rows[n]["table"] == "s"]),
     ]  # fmt: skip
+    swept = [n for n in rows if rows[n]["table"] == "s"]
+    if swept:
+        parts += ["## Weight s of the weak branch", _both(rows, swept)]
     blocks = [n for n in rows if rows[n]["table"] == "block"]
     if blocks:
         parts += ["## Which block is left out", f"{rows[blocks[0]]['steps']} steps, against a control of as many.",
@@ -140,7 +146,7 @@ def page(table: dict, base: float) -> str:
     if conflict:
         parts += ["## Prompt and reference enhancement on conflicting pairs", _conflict(table, rows, conflict)]
     if table["missing"]:
-        parts += ["Not measured yet: " + ", ".join(table["missing"]) + "."]
+        parts += [f"Not measured yet, {len(table['missing'])} arms: {', '.join(table['missing'])}."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,7 +155,7 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def _arms(rows: dict, names: list[str]) -> str:
-    head = ["arm", *(heading for _, heading, _, _ in COLUMNS), "Fréchet face, probe", "forwards"]
+    head = ["arm", "pairs", *(heading for _, heading, _, _ in COLUMNS), "Fréchet face, probe", "forwards"]
     lines = []
     for name in names:
         row = rows[name]
@@ -158,7 +164,7 @@ def _arms(rows: dict, names: list[str]) -> str:
             for k, _, f, d in COLUMNS
         ]
         frechet = f"{row['frechet']['face']:.3f}, {row['frechet']['probe']:.0f}"
-        lines.append([name, *cells, frechet, str(row["forwards"])])
+        lines.append([name, str(row["pairs"]), *cells, frechet, str(row["forwards"])])
     return _table(head, lines)
 
 
