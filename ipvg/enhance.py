@@ -17,14 +17,13 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import _arguments, verbatim
-from .cache import Cache, key_of
+from .cache import Cache, OfflineMiss, key_of
 from .chat import Endpoint, Limits
 from .instructions import Instructions
 from .pool import run_all
@@ -32,10 +31,6 @@ from .video import encode_jpeg, read_image
 
 MAX_SIDE, QUALITY = 1024, 90  # of an uploaded picture
 _QUOTES = {'"': '"', "“": "”", "「": "」"}
-
-
-class OfflineMiss(LookupError):
-    """`offline=True`, and the cache has no answer to a call: the text says to which."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,6 @@ class PromptEnhancer:
         self._endpoint = None if self._call else Endpoint(model, base_url, api_key, limits=limits, ca_file=ca_file)
         self._total = Usage()
         self._lock = threading.Lock()
-        self._asking: dict[str, tuple[threading.Lock, int]] = {}
 
     def __repr__(self) -> str:
         return f"PromptEnhancer({self._call or self._endpoint!r}, cache={self.cache!r}, offline={self.offline})"
@@ -248,7 +242,7 @@ class PromptEnhancer:
         if self.cache is None:
             return self._send(messages)
         request = self._request(messages)
-        with self._alone(key_of(request)):  # of equal calls in one process, one is sent
+        with self.cache.alone(request):
             answer = self.cache.get(request)
             if answer is not None:
                 return answer, self._add(Usage(cached=1))
@@ -296,21 +290,6 @@ class PromptEnhancer:
         with self._lock:
             self._total = _sum(self._total, usage)
         return usage
-
-    @contextmanager
-    def _alone(self, key: str):
-        with self._lock:
-            lock, users = self._asking.get(key, (None, 0))
-            lock = lock or threading.Lock()
-            self._asking[key] = lock, users + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._lock:
-                lock, users = self._asking.pop(key)
-                if users > 1:
-                    self._asking[key] = lock, users - 1
 
     def _many(self, call, jobs: list, stage: str, progress, errors: str) -> list:
         cancel = self._endpoint.cancel if self._endpoint else None

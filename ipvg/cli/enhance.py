@@ -35,7 +35,7 @@ def add(commands) -> None:
         "(default: local)",
     )  # fmt: skip
     sub.add_argument("--base-url", metavar="URL", help="of the services (default: $OPENAI_BASE_URL, else OpenAI)")
-    sub.add_argument("--cache", metavar="PATH", help="keeps the chat model's answers")
+    sub.add_argument("--cache", metavar="PATH", help="keeps the services' answers: texts and pictures")
     sub.add_argument("--offline", action="store_true", help="answers from --cache alone")
     sub.add_argument(
         "--reference", default="none", metavar="MAKER",
@@ -84,9 +84,10 @@ def run(args) -> int:
 def _parts(args):
     """(prompt enhancer, pipeline, maker of references, embedder)."""
     enhancer = pipe = maker = None
+    remote = args.by not in ("local", "none") or args.reference.startswith("endpoint:")
+    if (args.cache or args.offline) and not remote:
+        raise UsageError("--cache and --offline go with a service: a chat model (--by) or --reference endpoint:MODEL")
     if args.by == "local":
-        if args.cache or args.offline:
-            raise UsageError("--cache and --offline go with a chat model (--by)")
         enhancer = "local"
     elif args.by != "none":
         from ..enhance import PromptEnhancer
@@ -107,7 +108,11 @@ def _parts(args):
         from ..images import ImageEditor
         from ..reference import EndpointReference
 
-        editor = ImageEditor(args.reference.removeprefix("endpoint:"), args.base_url)
+        model = args.reference.removeprefix("endpoint:")
+        try:
+            editor = ImageEditor(model, args.base_url, cache=args.cache, offline=args.offline)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         maker = EndpointReference(editor, n=min(args.candidates, 10))
     elif args.reference != "none":
         raise UsageError(f"--reference: expected none, vace or endpoint:MODEL, got {args.reference!r}")

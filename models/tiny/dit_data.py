@@ -45,29 +45,43 @@ def latents(net, clip, chunk=64):
 
 
 def regions(mask, g):
-    """Where to generate (1) and what to keep (0): bool (n, T, H, W), one of four kinds a clip."""
+    """Where to generate (1) and what to keep (0), bool (n, T, H, W), and the kind (n): 0 a box around the person, 1 all
+    but it, 2 frames (1, 5 or 9 at the start, at the end or at both stay), 3 any box, 4 everything (control frames)."""
     n, t, h, w = mask.shape
+    dev = mask.device
+    draw = lambda most: torch.randint(most, (n,), device=dev, generator=g)
     on = (mask > 0).any(1)
-    y, x = torch.arange(h, device=mask.device), torch.arange(w, device=mask.device)
+    y, x, time = (torch.arange(k, device=dev) for k in (h, w, t))
     rows, cols = on.any(2), on.any(1)
     first = lambda v: torch.where(v.any(1), v.float().argmax(1), 0)
     top, left = first(rows) - 4, first(cols) - 4
     bottom, right = h - first(rows.flip(1)) + 4, w - first(cols.flip(1)) + 4
-    kind = torch.randint(4, (n,), device=mask.device, generator=g)
-    rnd = torch.rand(4, n, device=mask.device, generator=g)
+    kind = draw(5)
+    rnd = torch.rand(4, n, device=dev, generator=g)
     free = kind == 3
-    top, bottom = (
-        torch.where(free, a.long(), b) for a, b in ((rnd[0] * h * 0.5, top), (h * (0.5 + rnd[1] * 0.5), bottom))
+    top, left = (torch.where(free, (r * s * 0.75).long(), b) for r, s, b in ((rnd[0], h, top), (rnd[2], w, left)))
+    bottom, right = (
+        torch.where(free, a + ((0.25 + 0.75 * r) * (s - a)).long(), b)
+        for a, r, s, b in ((top, rnd[1], h, bottom), (left, rnd[3], w, right))
     )
-    left, right = (
-        torch.where(free, a.long(), b) for a, b in ((rnd[2] * w * 0.5, left), (w * (0.5 + rnd[3] * 0.5), right))
-    )
-    box = ((y >= top[:, None]) & (y < bottom[:, None]))[:, :, None] & ((x >= left[:, None]) & (x < right[:, None]))[
-        :, None
-    ]
+    within = lambda v, a, b: (v >= a[:, None]) & (v < b[:, None])
+    box = within(y, top, bottom)[:, :, None] & within(x, left, right)[:, None]
     box = torch.where((kind == 1)[:, None, None], ~box, box)[:, None].expand(n, t, h, w)
-    later = (torch.arange(t, device=mask.device) > 0).view(1, t, 1, 1).expand(n, t, h, w)
-    return torch.where((kind == 2).view(-1, 1, 1, 1), later, box)
+    ends, kept, zero = draw(3), 1 + 4 * draw(3), torch.zeros(n, dtype=torch.long, device=dev)
+    kept = torch.where(ends == 2, kept.clamp(max=(t - 1) // 2), kept.clamp(max=t - 1))
+    made = within(time, torch.where(ends == 1, zero, kept), torch.where(ends == 0, zero + t, t - kept))
+    made = made[:, :, None, None].expand(n, t, h, w)
+    frames, every = ((kind == k).view(-1, 1, 1, 1) for k in (2, 4))
+    return torch.where(frames, made, box) | every, kind
+
+
+def masked(x, region, kind):
+    """The two sources, floats (n, T, 3, H, W): what is kept, and what is shown where something is to be made. As in the
+    official preparation that is grey, or else the model learns to copy what it is to make; for control frames it is
+    the clip without its colours."""
+    m = region[:, :, None].float()
+    shown = x.mean(2, keepdim=True).expand_as(x) * (kind == 4).view(-1, 1, 1, 1, 1)
+    return x * (1 - m), shown * m
 
 
 def fold(region):
@@ -78,7 +92,7 @@ def fold(region):
     return m[:, ((torch.arange(short) + 0.5) * t / short).long().to(region.device)]
 
 
-def build(net, n, seed, device, edits=0.25, chunk=512, tokenizer=None, frames=17, size=128):
+def build(net, n, seed, device, edits=0.5, chunk=512, tokenizer=None, frames=17, size=128):
     """The cache of n clips: a dict of tensors on the device."""
     who, scene = people.sample(n, seed), scenes.sample(n, seed + 1)
     rng = random.Random(seed)
@@ -97,10 +111,9 @@ def build(net, n, seed, device, edits=0.25, chunk=512, tokenizer=None, frames=17
         ]
         parts["refs"].append(torch.cat([latents(net, r) for r in refs], 1))
         if a < edited:
-            region = regions(mask, g)
-            x = pool.to_float(clip)
-            m = region[:, :, None].float()
-            parts["source"].append(torch.cat([latents(net, x * (1 - m)), latents(net, x * m)], 2))
+            region, kind = regions(mask, g)
+            kept, shown = masked(pool.to_float(clip), region, kind)
+            parts["source"].append(torch.cat([latents(net, kept), latents(net, shown)], 2))
             parts["fold"].append(fold(region))
     out = {k: torch.cat(v) for k, v in parts.items() if v}
     lines = [[captions.caption(who, scene, i, rng) for _ in (0, 1)] for i in range(n)]
@@ -117,7 +130,7 @@ def batch(cache, n, refs, frames, g, drop=True, offset=0):
     dev, total = cache["clip"].device, len(cache["clip"])
     r = lambda *s: torch.rand(*s, device=dev, generator=g)
     pick = (r(n) * total).long().clamp(max=total - 1)
-    edit = (r(n) < 0.15) & drop
+    edit = (r(n) < 0.4) & drop
     have = len(cache["source"]) if "source" in cache else 0
     pick = torch.where(edit, pick % max(have, 1), pick) if have else pick
     edit = edit & (have > 0)
