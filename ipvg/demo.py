@@ -10,7 +10,6 @@ from typing import Any
 
 from . import jobs
 from .enhancing import enhance
-from .guidance import PRESETS
 from .pipeline import Pipeline, bundled
 from .reference import VaceReference
 
@@ -18,8 +17,6 @@ from .reference import VaceReference
 PICTURE = "person6.png"
 PROMPT = "A woman in a blue turtleneck smiles and nods in a green forest."
 
-#: The trained checkpoint follows captions without CFG, which costs identity there: benchmarks/results/identity.md.
-GUIDANCE = "tpige_code(w=1, s=0.5)"
 #: What the untrained checkpoint runs with: large enough to exercise everything, small enough for two cores.
 UNTRAINED = {"size": (192, 192), "frames": 17, "steps": 8}
 SMALLEST = {"size": (64, 48), "frames": 5, "steps": 2}
@@ -46,18 +43,17 @@ def run(
     began = time.monotonic()
     picture = Path(picture or _repository() / "models" / "tiny" / "examples" / PICTURE).absolute()
     folder, trained = checkpoint()
-    given = SMALLEST if smallest else {} if trained else UNTRAINED
-    rule = {"guidance": GUIDANCE} if trained else {}
+    size = SMALLEST if smallest else {} if trained else UNTRAINED
     out.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.load(folder, threads=threads)
     still = {name: SMALLEST[name] for name in ("size", "steps")} if smallest else {} if trained else STILL
-    maker = VaceReference(pipe, candidates=2 if still else 4, guidance=PRESETS["none"]() if trained else None, **still)
+    maker = VaceReference(pipe, candidates=2 if still else 4, **still)
     enhanced = enhance(
         str(picture), prompt or PROMPT, pipe=pipe, prompt_enhancer="local", reference_enhancer=maker, id="demo",
         progress=progress,
     )  # fmt: skip
     path = enhanced.save(out / "demo.json")
-    settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(folder), "threads": threads, **given, **rule})
+    settings = jobs.resolve({"enhanced": str(path), "checkpoint": str(folder), "threads": threads, **size})
     video, pipe = jobs.make(settings, progress)
     files = {"picture": str(picture), "enhancement": str(path), "reference": enhanced.reference}
     files |= jobs.save(video, out / "demo.mp4", pipe)
