@@ -159,7 +159,10 @@ static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, si
             ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->planes[slot].done, cudaEventDisableTiming),
             "an event for copies"));
     if (cuda->planes[slot].bytes >= bytes) goto done;
-    if (cuda->planes[slot].data) cudaFreeHost(cuda->planes[slot].data);
+    if (cuda->planes[slot].data) {
+        cudaStreamSynchronize(cuda->stream); /* a call that failed may have left a copy under way */
+        cudaFreeHost(cuda->planes[slot].data);
+    }
     cuda->planes[slot].data = NULL;
     cuda->planes[slot].bytes = 0;
     IPVG_TRY(ipvg_cuda_check(ctx, cudaHostAlloc(&cuda->planes[slot].data, bytes, cudaHostAllocDefault),
