@@ -1,0 +1,85 @@
+"""The benchmark of identity: its arms, its statistics, and that what it stores is whole and of the same run."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import identity
+from evidence import arms as arms_
+from evidence import statistics as st
+from evidence import work
+
+from ipvg import guidance
+
+
+@pytest.fixture(params=[1.0, 2.0])
+def arms(request):
+    return arms_.listed(request.param, 12, 10)
+
+
+def test_every_arm_has_a_name_and_a_file_of_its_own(arms):
+    assert len({a.name for a in arms}) == len({a.file for a in arms}) == len(arms)
+
+
+def test_controls_come_first_and_have_the_same_effective_weight(arms):
+    seen = {}
+    for arm in arms:
+        if arm.control:
+            control = seen[arm.control]
+            assert (arm.steps, arm.pairs) == (control.steps, control.pairs)
+            if "tpige" in arm.name and arm.table != "conflict":
+                W = guidance.control(arm.rule).weights.get("W", 1.0)
+                assert control.rule.weights.get("w", 1.0) == pytest.approx(W)
+        seen[arm.name] = arm
+
+
+def test_the_released_weights_are_held_against_cfg_7():
+    found = {a.name: a for a in arms_.listed(1.0, 12, 10)}
+    assert found["tpige_code w 5 s 0.5"].control == found["skip only w 5 s 0.5"].control == "cfg 7"
+    assert found["tpige_code w 1 s 0.5"].control == found["drop only w 1 s 0.5"].control == "none"
+
+
+def test_an_interval_covers_a_shift_and_a_paired_one_is_tighter():
+    generator = np.random.default_rng(1)
+    people, gain = generator.normal(0, 1, 200), generator.normal(0.1, 0.05, 200)
+    pairs = np.arange(200)
+    low, high = st.paired((pairs, people + gain), (pairs, people))[1:]
+    assert low < gain.mean() < high and high - low < 0.03
+    assert np.diff(st.interval(people)[1:]) > 0.2
+    assert st.paired((pairs[50:], people[50:] + 1), (pairs[:100], people[:100]))[0] == pytest.approx(1)  # by pair
+
+
+def test_the_frechet_distance_is_that_of_gaussians():
+    x = np.random.default_rng(2).normal(0, 1, (4000, 3))
+    distance = st.Frechet(x)
+    assert distance(x) == pytest.approx(0, abs=1e-9)
+    assert distance(x + [3, 0, 4]) == pytest.approx(25)
+    scale = np.sqrt(np.trace(np.cov(x, rowvar=False)))  # C' = 4 C: tr(C + 4 C - 4 C) = tr C, and the mean doubles
+    assert distance(2 * x) == pytest.approx(scale**2 + (x.mean(0) ** 2).sum(), rel=1e-6)
+
+
+def test_rows_are_added_and_those_of_another_run_are_refused(tmp_path):
+    path = tmp_path / "arm.npz"
+    row = lambda v: {"face": np.full((2, 3), v, np.float32), "seconds": np.zeros(2)}  # noqa: E731
+    identity.save(path, {3: row(3), 1: row(1) | {"shown": np.ones((3, 2, 2, 3), np.uint8)}}, "this run")
+    identity.save(path, {0: row(0), 7: row(7)}, "this run")
+    found = identity.load(path, "this run")
+    assert found["pairs"].tolist() == [0, 1, 3, 7] and found["shown_pairs"].tolist() == [1]
+    assert found["face"][:, 0, 0].tolist() == [0, 1, 3, 7]
+    with pytest.raises(SystemExit, match=r"arm\.npz is of other weights"):
+        identity.save(path, {9: row(9)}, "another run")
+    assert identity.load(path)["pairs"].tolist() == [0, 1, 3, 7] and [p.name for p in tmp_path.iterdir()] == ["arm.npz"]
+
+
+def test_what_is_seen_of_a_clip():
+    pytest.importorskip("onnxruntime")
+    still = np.repeat(np.random.default_rng(3).integers(3, 253, (1, 128, 128, 3), np.uint8), 17, 0)
+    seen = work.look(still)
+    assert seen["uneven"] == seen["motion"] == seen["clipped"] == 0 and seen["face"].shape == (17, 128)
+    blink = still.copy()
+    blink[8] = 255
+    assert work.look(blink)["uneven"] > work.look(blink)["motion"] > 0 and work.look(blink)["clipped"] > 0.05
