@@ -63,7 +63,7 @@ def test_second_call_is_answered_by_the_cache_and_offline(filled):
 )  # fmt: skip
 def test_everything_that_changes_the_answer_is_in_the_key(filled, arguments, call):
     cache, url, _ = filled
-    with pytest.raises(OfflineMiss, match="has no pictures of mock at http://127.0.0.1") as caught:
+    with pytest.raises(OfflineMiss, match="has no pictures of mock at http") as caught:
         editor(url, cache=cache, offline=True, **arguments).edit(**{"image": FACE, "prompt": PROMPT, "n": 2, **call})
     assert KEY not in str(caught.value)
 
@@ -84,9 +84,9 @@ def test_what_does_not_change_the_answer_is_not(filled, tmp_path):
 
 
 def test_picture_behind_an_address_is_kept_too(tmp_path):
-    with Server(script(http(encode_png(MADE), type="image/png"))) as files:
-        with Server(script(reply({"url": f"{files.url}/a.png?sig=s3cret"}))) as server:
-            editor(server.url, cache=tmp_path / "c").edit(FACE, "x")
+    files = Server(script(http(encode_png(MADE), type="image/png")))
+    with files, Server(script(reply({"url": f"{files.url}/a.png?sig=s3cret"}))) as server:
+        editor(server.url, cache=tmp_path / "c").edit(FACE, "x")
     found = editor(server.url, cache=tmp_path / "c", offline=True).edit(FACE, "x")
     assert (found.images[0] == MADE).all() and found.provenance["images"][0]["from"] == "url"
     assert all(b"s3cret" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
@@ -188,7 +188,7 @@ def test_picture_that_is_gone_or_changed_is_named(filled, statement):
     cache, url, _ = filled
     with cache._open() as db, db:
         db.execute(statement)
-    with pytest.raises(FormatError, match="the picture .* of an answer is (missing|changed)"):
+    with pytest.raises(FormatError, match=r"the picture .* of an answer is (missing|changed)"):
         editor(url, cache=cache, offline=True).edit(FACE, PROMPT, n=2)
 
 
