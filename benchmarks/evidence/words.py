@@ -83,10 +83,10 @@ def _verdict(signs: list[int]) -> str:
 
 def _method(name: str, rows: dict) -> str:
     row, control = rows[name], rows[rows[name]["control"]]
-    d = row["difference"]
+    d, own = row["difference"], row["identity"][0]
     verb = {1: "raises identity", -1: "lowers identity", 0: "shows no difference in identity"}[_sign(d["identity"])]
     return (
-        f"`{name}` {verb} against `{row['control']}` ({row['identity'][0]:.3f} against {control['identity'][0]:.3f}): "
+        f"`{name}` {verb} against `{row['control']}` ({own:.3f} against {own - d['identity'][0]:.3f}): "
         f"{_change(d['identity'])}. The cost: caption {_change(d['attributes'], 100, 1)} points, unevenness "
         f"{_change(d['uneven'], 1, 2)}, clipped values {_change(d['clipped'], 100, 1)} points, Fréchet distance of "
         f"faces {_change(d['frechet_face'])}; {row['forwards']} forwards a clip instead of {control['forwards']}."
