@@ -128,7 +128,7 @@ def page(table: dict, base: float) -> str:
         "**Columns.** " + "; ".join(f"{heading.removesuffix(' %')}: {table['measures'][key]}"
                                     for key, heading, _, _ in COLUMNS) + "; "
         "Fréchet: distance of the face embeddings of all frames, and of the probe's logits, to those of other rendered "
-        "clips; forwards: of the model, a clip.",
+        "clips (falls with the number of pairs: compare rows of as many); forwards: of the model, a clip.",
         "## Arms", _arms(rows, main),
         "## Differences to the control", "Each method against the CFG of equal weight, pair by pair.",
         _differences(rows, main),
