@@ -69,18 +69,21 @@ PYTHON
 }
 
 plans_program() {
+    local libraries
+    libraries=$(flags cudart cudnn) || return
     gcc -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra tests/cuda/plans.c csrc/ops/cuda/dnn_plan.c csrc/base/context.c \
-        csrc/base/tensor.c $(flags cudart cudnn 2>/dev/null) -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
+        csrc/base/tensor.c $libraries -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
 }
 
 OPS="test_rows test_flat test_engine"
 ops_program() {
-    local name engine jobs=() status=0
+    local name engine libraries jobs=() status=0
+    libraries=$(flags cudart cublasLt cudnn) || return
     for name in $OPS; do
         engine=
         [ "$name" != test_engine ] || engine=$(ls csrc/ops/cuda/*.c)
         gcc -std=c11 -D_GNU_SOURCE -O2 -g -Wno-psabi -fopenmp "tests/cuda/$name.c" csrc/base/*.c csrc/ops/ops.c \
-            csrc/ops/cpu/*.c $engine build/temp.*/kernels/*.cu.o $(flags cudart cublasLt cudnn 2>/dev/null) -lstdc++ -lm \
+            csrc/ops/cpu/*.c $engine build/temp.*/kernels/*.cu.o $libraries -lstdc++ -lm \
             -o "build/gpu/$name" &
         jobs+=($!)
     done
