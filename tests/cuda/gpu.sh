@@ -7,7 +7,8 @@
 # build     the extensions, for PYTHON (default python3) and this GPU's architecture, in this folder
 # error     ipvg.cuda_error(): None where all is well
 # plans     cuDNN's plans for the shapes of the real models, by the real driver
-# ops       every kernel against the CPU backend: random sizes, types, alignments; poisoned results
+# ops       every kernel, and the engine's products, attention, convolutions and copies, against the CPU backend: random
+#           sizes, types, alignments; poisoned results
 # parity    every stage against the golden tensors, float32
 # bf16      the same in bfloat16: errors are printed, none is judged
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
@@ -68,29 +69,46 @@ PYTHON
 }
 
 plans_program() {
+    local libraries
+    libraries=$(flags cudart cudnn) || return
     gcc -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra tests/cuda/plans.c csrc/ops/cuda/dnn_plan.c csrc/base/context.c \
-        csrc/base/tensor.c $(flags cudart cudnn) -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
+        csrc/base/tensor.c $libraries -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
 }
 
+OPS="test_rows test_flat test_engine"
 ops_program() {
-    local name
-    for name in test_rows test_flat; do
+    local name engine libraries jobs=() status=0
+    libraries=$(flags cudart cublasLt cudnn) || return
+    for name in $OPS; do
+        engine=
+        [ "$name" != test_engine ] || engine=$(ls csrc/ops/cuda/*.c)
         gcc -std=c11 -D_GNU_SOURCE -O2 -g -Wno-psabi -fopenmp "tests/cuda/$name.c" csrc/base/*.c csrc/ops/ops.c \
-            csrc/ops/cpu/*.c build/temp.*/kernels/*.cu.o $(flags cudart) -lstdc++ -lm -o "build/gpu/$name" || return
+            csrc/ops/cpu/*.c $engine build/temp.*/kernels/*.cu.o $libraries -lstdc++ -lm \
+            -o "build/gpu/$name" &
+        jobs+=($!)
     done
+    for name in "${jobs[@]}"; do wait "$name" || status=1; done
+    return $status
 }
-ops() { ops_program && build/gpu/test_rows 60 && build/gpu/test_flat 60; }
+# Runs them all with so many rounds, through a tool if one is given.
+run_ops() {
+    local name rounds=$1 status=0
+    shift
+    for name in $OPS; do "$@" "build/gpu/$name" "$rounds" || status=1; done
+    return $status
+}
+ops() { ops_program && run_ops 60; }
 
 sanitizer() {
     local tool=$1
     shift
     compute-sanitizer --tool "$tool" --error-exitcode 3 --print-limit 20 "$@" || return
 }
-check_ops() { sanitizer "$1" build/gpu/test_rows 4 && sanitizer "$1" build/gpu/test_flat 2; }
+check_ops() { run_ops 3 sanitizer "$1"; }
 check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
 check_vae() { sanitizer "$1" "$python" -m tests.cuda.parity vae stages_encode_9x16x24 stages_decode_3x16x24 --device cuda --dtype "$2"; }
-export -f plans_program ops_program ops flags sanitizer check_ops check_dit check_vae
-export python out
+export -f plans_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
+export python out OPS
 
 run() {
     local stage names=() job

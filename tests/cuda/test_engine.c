@@ -1,0 +1,309 @@
+/* The CUDA engine's products, attention, convolutions and copies against the CPU backend: random sizes, strides, paddings,
+ * poisoned results, exact scratch. On the emulated device this checks everything around cuBLASLt and cuDNN; on a GPU, these.
+ *
+ * Bounds are relative L2 against float32 arithmetic on the same (rounded) inputs. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../csrc/ops/cuda/device.h"
+#include "../../csrc/ops/ops.h"
+
+static ipvg_context ctx;
+static ipvg_arena cpu_arena, gpu_arena;
+static ipvg_exec cpu, gpu;
+static int failures;
+static uint64_t seed = 1;
+
+#define FAIL(...) (failures++, printf("FAIL " __VA_ARGS__), printf("\n"))
+
+/* Plans, takes that much scratch and no more, runs. */
+#define RUN(ex, call)                                                                                    \
+    do {                                                                                                 \
+        ipvg_arena_plan((ex).arena);                                                                     \
+        ipvg_status status_ = (call);                                                                    \
+        const size_t peak_ = (ex).arena->peak;                                                           \
+        ipvg_arena_free((ex).arena);                                                                     \
+        if (status_ == IPVG_OK) status_ = ipvg_arena_reserve(&ctx, &(ex).be->memory, (ex).arena, peak_); \
+        if (status_ == IPVG_OK) status_ = (call);                                                        \
+        if (status_ != IPVG_OK) FAIL("%s on the %s backend: %s", #call, (ex).be->name, ctx.error);       \
+    } while (0)
+
+static double uniform(void)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (double)(seed >> 40) / 8388608.0 - 1.0;
+}
+static int pick(int low, int high) { return low + (int)((uniform() * 0.5 + 0.5) * (high - low + 1)); }
+
+/* The same numbers twice: float32 on the host, and on the device in `dtype`, with NaN between its rows. */
+typedef struct both {
+    ipvg_tensor host, device;
+    size_t bytes; /* of the device's memory */
+} both;
+
+static void convert(void *y, ipvg_dtype to, const void *x, ipvg_dtype from, int64_t n)
+{
+    ipvg_tensor a = ipvg_tensor_of(y, to, n), b = ipvg_tensor_of((void *)(uintptr_t)x, from, n);
+    if (ipvg_cast(&cpu, &a, &b) != IPVG_OK) FAIL("%s", ctx.error);
+}
+
+static ipvg_tensor bytes_of(const both *b) { return ipvg_tensor_of(b->device.data, IPVG_U8, (int64_t)b->bytes); }
+
+static both make(ipvg_dtype dtype, int ndim, const int64_t *shape, int64_t pad, double scale)
+{
+    both b = {ipvg_tensor_make(NULL, IPVG_F32, ndim, shape), ipvg_tensor_make(NULL, dtype, ndim, shape), 0};
+    const int64_t rows = ipvg_tensor_rows(&b.host), d = shape[ndim - 1];
+    const size_t size = ipvg_dtype_size(dtype);
+    float *v = b.host.data = malloc(ipvg_tensor_bytes(&b.host));
+    b.device.ld = d + pad;
+    b.bytes = (size_t)(rows * b.device.ld) * size;
+    char *bits = malloc(b.bytes);
+    memset(bits, 0xff, b.bytes);
+    for (int64_t i = 0; i < rows * d; i++) v[i] = scale != 0 ? (float)(scale * uniform()) : NAN;
+    for (int64_t r = 0; scale != 0 && r < rows; r++) {
+        convert(bits + (size_t)(r * b.device.ld) * size, dtype, v + r * d, IPVG_F32, d);
+        convert(v + r * d, IPVG_F32, bits + (size_t)(r * b.device.ld) * size, dtype, d);
+    }
+    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &b.device.data, b.bytes) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
+    ipvg_tensor raw = bytes_of(&b);
+    if (gpu.be->copy_in(&gpu, &raw, bits) != IPVG_OK) FAIL("%s", ctx.error);
+    free(bits);
+    return b;
+}
+#define MAKE(dtype, pad, scale, ...)                                                                                \
+    make((dtype), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}, (pad), \
+         (scale))
+
+static void release(both *b)
+{
+    gpu.be->memory.free(&gpu.be->memory, b->device.data);
+    free(b->host.data);
+}
+
+static struct {
+    const char *name;
+    double worst, bound;
+    int times;
+} table[32];
+
+/* The device's numbers against the host's, which the oracle made. */
+static void judge(const char *name, const both *b, double bound)
+{
+    const int64_t rows = ipvg_tensor_rows(&b->host), d = b->host.shape[b->host.ndim - 1];
+    const size_t size = ipvg_dtype_size(b->device.dtype);
+    const float *want = b->host.data;
+    char *bits = malloc(b->bytes), shape[96];
+    float *row = malloc((size_t)d * sizeof *row);
+    double off = 0, norm = 0;
+    int i = 0;
+    ipvg_tensor raw = bytes_of(b);
+    if (gpu.be->copy_out(&gpu, bits, &raw) != IPVG_OK) FAIL("%s: %s", name, ctx.error), exit(1);
+    for (int64_t r = 0; r < rows; r++) {
+        const char *from = bits + (size_t)(r * b->device.ld) * size;
+        convert(row, IPVG_F32, from, b->device.dtype, d);
+        for (int64_t c = 0; c < d; c++) {
+            off += pow((double)row[c] - want[r * d + c], 2);
+            norm += (double)want[r * d + c] * want[r * d + c];
+        }
+        for (size_t k = (size_t)d * size; k < (size_t)b->device.ld * size; k++)
+            if ((unsigned char)from[k] != 0xff) {
+                FAIL("%s: wrote between the rows of its result", name);
+                r = rows;
+                break;
+            }
+    }
+    const double error = sqrt(off / (norm > 0 ? norm : 1));
+    while (table[i].name && strcmp(table[i].name, name)) i++;
+    table[i].name = name, table[i].bound = bound, table[i].times++;
+    if (!(error <= table[i].worst)) table[i].worst = error;
+    if (!(error <= bound))
+        FAIL("%s %s: relative L2 %.3g, bound %.3g", name,
+             ipvg_shape_text(shape, sizeof shape, b->host.ndim, b->host.shape), error, bound);
+    free(bits), free(row);
+}
+
+static bool is_half(void) { return gpu.be->activation != IPVG_F32; }
+
+/* ==== products ==== */
+
+static void test_linear(int64_t rows, int64_t n, int64_t k)
+{
+    const ipvg_dtype dtype = gpu.be->activation;
+    const ipvg_act act = (ipvg_act)pick(0, 2);
+    const int64_t pad = pick(0, 1) * 8;
+    const bool biased = pick(0, 1);
+    both x = MAKE(dtype, pad, 1, rows, k), w = MAKE(dtype, 0, 1, n, k), b = MAKE(dtype, 0, 1, n);
+    both y = MAKE(dtype, pick(0, 1) * 8, 0, rows, n);
+    RUN(cpu, ipvg_linear(&cpu, &y.host, &x.host, &w.host, biased ? &b.host : NULL, act));
+    RUN(gpu, ipvg_linear(&gpu, &y.device, &x.device, &w.device, biased ? &b.device : NULL, act));
+    /* A rounding to bfloat16 is at most 2^-9 of a number. SiLU follows in a kernel: one more. */
+    judge("linear", &y, !is_half() ? 1e-5 : act == IPVG_ACT_SILU ? 4.5e-3 : 2e-3);
+    release(&x), release(&w), release(&b), release(&y);
+}
+
+/* ==== attention ==== */
+
+static void test_attention(int heads, int64_t d, int64_t lq, int64_t lk)
+{
+    const ipvg_dtype dtype = gpu.be->activation;
+    const int64_t width = heads * d, pad = pick(0, 1) * 2 * width; /* as columns of one product */
+    const bool biased = pick(0, 1);
+    both q = MAKE(dtype, pad, 1, lq, width), k = MAKE(dtype, pad, 1, lk, width), v = MAKE(dtype, pad, 1, lk, width);
+    both o = MAKE(dtype, 0, 0, lq, width), bias = MAKE(IPVG_F32, 0, 2, heads, lq + lk - 1);
+    const float scale = 1 / sqrtf((float)d);
+    RUN(cpu, ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL));
+    RUN(gpu,
+        ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale, biased ? &bias.device : NULL));
+    judge(biased ? "attention with a bias" : "attention", &o, is_half() ? 5e-3 : 1e-5);
+    release(&q), release(&k), release(&v), release(&o), release(&bias);
+}
+
+/* ==== convolutions ==== */
+
+static ipvg_status convolve(ipvg_exec *ex, ipvg_conv conv, const ipvg_conv_out *out, const ipvg_tensor *const *x, int n)
+{
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_status status;
+    IPVG_TRY(ipvg_conv_prepare(ex, &conv));
+    IPVG_TRY(ipvg_conv_run(ex, out, x, n, &conv));
+done:
+    ipvg_conv_release(ex->be, &conv);
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+/* Frames in a ring of kt slots, the oldest in any of them, as the autoencoder has them. */
+static void test_conv(int64_t cin, int64_t cout, int64_t h, int64_t w)
+{
+    const ipvg_dtype dtype = gpu.be->video;
+    const int kt = pick(0, 1) ? 3 : 1, k = pick(0, 3) ? 3 : 1, n = pick(1, kt), first = pick(0, kt - 1);
+    const int stride = k == 3 && pick(0, 2) == 0 ? 2 : 1, around = k == 3, up = stride == 1 && pick(0, 3) == 0;
+    const int outputs = pick(1, 3), added = pick(0, 1), silu = pick(0, 1);
+    const double bound = is_half() ? 2e-3 : 1e-5;
+    ipvg_conv conv = {.stride = stride,
+                      .top = stride == 1 ? around : 0,
+                      .left = stride == 1 ? around : 0,
+                      .bottom = around,
+                      .right = around,
+                      .upsample = up};
+    const int64_t oh = ((up ? 2 : 1) * h + conv.top + conv.bottom - k) / stride + 1,
+                  ow = ((up ? 2 : 1) * w + conv.left + conv.right - k) / stride + 1;
+    both ring = MAKE(dtype, 0, 1, kt, h, w, cin), weights = MAKE(dtype, 0, 1, cout, cin, kt, k, k);
+    both bias = MAKE(IPVG_F32, 0, 1, cout), gamma = MAKE(IPVG_F32, 0, 1, cout);
+    both y = MAKE(dtype, 0, 0, oh, ow, cout), z = MAKE(dtype, 0, 0, oh, ow, cout), r = MAKE(dtype, 0, 1, oh, ow, cout);
+    for (int device = 0; device < 2; device++) {
+        ipvg_tensor frame[3];
+        const ipvg_tensor *x[3];
+        for (int i = 0; i < n; i++) {
+            ipvg_tensor slot = ipvg_tensor_slice(device ? &ring.device : &ring.host, (first + i) % kt, 1);
+            frame[i] = ipvg_tensor_make(slot.data, slot.dtype, 3, slot.shape + 1);
+            x[i] = &frame[i];
+        }
+        conv.w = device ? weights.device : weights.host;
+        conv.b = device ? bias.device : bias.host;
+        const ipvg_conv_out out = {.y = outputs & 1 ? device ? &y.device : &y.host : NULL,
+                                   .z = outputs & 2 ? device ? &z.device : &z.host : NULL,
+                                   .gamma = device ? &gamma.device : &gamma.host,
+                                   .silu = silu,
+                                   .residual = !added   ? NULL
+                                               : device ? &r.device
+                                                        : &r.host};
+        if (device)
+            RUN(gpu, convolve(&gpu, conv, &out, x, n));
+        else
+            RUN(cpu, convolve(&cpu, conv, &out, x, n));
+    }
+    if (outputs & 1) judge("conv", &y, bound);
+    if (outputs & 2) judge("conv: norm and SiLU", &z, 2 * bound);
+    release(&ring), release(&weights), release(&bias), release(&gamma), release(&y), release(&z), release(&r);
+}
+
+/* ==== copies ==== */
+
+/* More than the pinned buffers hold at once. */
+static void test_copies(void)
+{
+    const int64_t count = ((int64_t)40 << 20) + 3;
+    unsigned char *from = malloc((size_t)count), *back = calloc(1, (size_t)count);
+    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
+    for (int64_t i = 0; i < count; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
+    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
+    if (gpu.be->copy_in(&gpu, &t, from) != IPVG_OK || gpu.be->copy_out(&gpu, back, &t) != IPVG_OK)
+        FAIL("%s", ctx.error);
+    if (memcmp(from, back, (size_t)count)) FAIL("other bytes came back");
+    gpu.be->memory.free(&gpu.be->memory, t.data);
+    free(from), free(back);
+}
+
+/* Two frames, of which one is under way while the next is sent. */
+static void test_planes(int64_t h, int64_t w, int64_t channels)
+{
+    const int64_t step = h * w + pick(0, 9);
+    float *planes = malloc((size_t)(channels * step) * sizeof *planes), *back[2];
+    both frame[2];
+    for (int i = 0; i < 2; i++) {
+        frame[i] = MAKE(gpu.be->video, 0, 0, h, w, channels);
+        float *v = frame[i].host.data;
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t p = 0; p < h * w; p++) v[p * channels + c] = planes[c * step + p] = (float)pick(-128, 128);
+        RUN(gpu, ipvg_planes_load(&gpu, &frame[i].device, planes, step));
+        judge("planes in", &frame[i], 0);
+        back[i] = calloc((size_t)(channels * step), sizeof **back);
+    }
+    for (int i = 0; i < 2; i++) RUN(gpu, ipvg_planes_send(&gpu, i, &frame[i].device));
+    for (int i = 0; i < 2; i++) {
+        RUN(gpu, ipvg_planes_receive(&gpu, i, back[i], step, &frame[i].device));
+        const float *v = frame[i].host.data;
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t p = 0; p < h * w; p++)
+                if (back[i][c * step + p] != v[p * channels + c]) {
+                    FAIL("planes out: frame %d, channel %ld, pixel %ld", i, c, p);
+                    c = channels;
+                    break;
+                }
+        free(back[i]), release(&frame[i]);
+    }
+    free(planes);
+}
+
+static void test_all(ipvg_dtype dtype, int rounds)
+{
+    ipvg_backend *be;
+    if (ipvg_backend_cuda(&ctx, &be, 0, dtype) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
+    be->begin(be);
+    gpu = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &gpu_arena};
+    for (int i = 0; i < rounds; i++) {
+        const int64_t unit = pick(0, 1) ? 8 : 1;
+        test_linear(pick(1, 40), unit * pick(1, 90 / (int)unit), unit * pick(1, 90 / (int)unit));
+        test_attention(pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
+        test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
+        test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
+    }
+    test_copies();
+    ipvg_arena_free(&gpu_arena);
+    ipvg_backend_free(&be);
+}
+
+int main(int argc, char **argv)
+{
+    ipvg_backend *be;
+    const int rounds = argc > 1 ? atoi(argv[1]) : 30;
+    ipvg_context_init(&ctx, 2);
+    if (ipvg_backend_cpu(&ctx, &be, IPVG_F32) != IPVG_OK) return 1;
+    cpu = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &cpu_arena};
+    test_all(IPVG_F32, rounds);
+    for (int i = 0; table[i].name; i++)
+        printf("float32  %-24s %4d times  %.1e of %.0e\n", table[i].name, table[i].times, table[i].worst,
+               table[i].bound);
+    memset(table, 0, sizeof table);
+    test_all(IPVG_BF16, rounds);
+    for (int i = 0; table[i].name; i++)
+        printf("16 bits  %-24s %4d times  %.1e of %.0e\n", table[i].name, table[i].times, table[i].worst,
+               table[i].bound);
+    ipvg_arena_free(&cpu_arena);
+    ipvg_backend_free(&be);
+    printf(failures ? "%d failures\n" : "ok\n", failures);
+    return failures != 0;
+}
