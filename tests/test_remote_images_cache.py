@@ -16,9 +16,10 @@ from chat_client import KEY, QUICK
 from chat_server import Server, http, script
 from test_remote_images import FACE, MADE, PROMPT, in_base64, reply
 
-from ipvg import FormatError, OfflineMiss
+from ipvg import Enhancement, FormatError, OfflineMiss
 from ipvg.cache import Cache, CacheWarning
 from ipvg.chat import RemoteError
+from ipvg.cli import main
 from ipvg.images import ImageEditor, encode_png
 
 pytestmark = pytest.mark.usefixtures("no_settings_from_outside")
@@ -195,3 +196,24 @@ def test_picture_that_is_gone_or_changed_is_named(filled, statement):
 def test_offline_needs_a_cache():
     with pytest.raises(ValueError, match="offline: needs a cache"):
         editor(offline=True)
+
+
+def test_command_asks_once_and_replays_offline(tmp_path, monkeypatch, capsys):
+    image, cache, out = tmp_path / "face.png", tmp_path / "c", tmp_path / "a.json"
+    image.write_bytes(encode_png(FACE))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server(script(made(MADE))) as server:
+        command = ["enhance", "--image", str(image), "--prompt", PROMPT, "--by", "none", "--reference", "endpoint:mock",
+                   "--candidates", "1", "--embedder", "none", "--base-url", server.url, "--cache", str(cache),
+                   "--out", str(out), "--quiet"]  # fmt: skip
+        assert main(command) == 0 and len(server.requests) == 1
+    first = Enhancement.load(out)
+    out.unlink()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert main([*command, "--offline"]) == 0  # the server is gone
+    again = Enhancement.load(out)
+    assert (again.picture() == first.picture()).all() and (again.picture() == MADE).all()
+    out.unlink()
+    assert main([*command[:4], "Another sentence.", *command[5:], "--offline"]) == 1
+    said = capsys.readouterr().err
+    assert "has no pictures of mock" in said and "internal error" not in said and not out.exists()

@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 def _explain(error: Exception) -> str:
     """One line for an expected error; for an unexpected one also where it happened and how to report it."""
     from .. import _core
+    from ..cache import OfflineMiss
 
-    expected = (OSError, ValueError, MemoryError)
+    expected = (OSError, ValueError, MemoryError, OfflineMiss)
     expected += tuple(getattr(_core, name) for name in ("FormatError", "UnsupportedError", "BackendError", "Cancelled"))
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
