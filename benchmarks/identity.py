@@ -6,7 +6,7 @@
 
 `run` makes the clips of every arm (benchmarks/evidence/arms.py) with ipvg and keeps what the judges saw of them in
 --work, one file an arm; a second call does what is missing, so it may be stopped at any time, or with --seconds.
-`report` writes benchmarks/results/identity.{json,md,png}. Without a command: what the last report says.
+`report` writes benchmarks/results/identity.{json,md,jpg}. Without a command: what the last report says.
 
 Needs ONNX Runtime besides ipvg. On CPUs a worker has one thread: as many workers as cores are fastest. With --device
 cuda the workers share the GPU. `run --list` tells the arms and their model forwards.

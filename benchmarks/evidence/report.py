@@ -100,7 +100,7 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "identity.json", json.dumps(table, indent=1) + "\n")
     _write(out / "identity.md", words.page(table, base))
-    sheet(found, out / "identity.png", base)
+    sheet(found, out / "identity.jpg", base)
     print(*table["answer"], sep="\n")
     if missing:
         print(f"{len(missing)} arms are not in the report, since there are no results of them")
@@ -110,7 +110,7 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
 def sheet(found: Results, path: Path, base: float) -> None:
     """Middle frames of the first pairs: a row an arm, its name at the left."""
     from ipvg.grid import label
-    from ipvg.video import write_png
+    from ipvg.video import encode_jpeg
 
     rows = []
     for name in (n.format(w=f"{base:g}") for n in SHEET):
@@ -127,7 +127,7 @@ def sheet(found: Results, path: Path, base: float) -> None:
         rows.append(np.concatenate([side, strip], 1))
     width = max(r.shape[1] for r in rows)
     rows = [np.pad(r, ((0, 2), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
-    write_png(path, np.concatenate(rows))
+    path.write_bytes(encode_jpeg(np.concatenate(rows), max_side=16384))
 
 
 def _enhanced(found: Results) -> dict:

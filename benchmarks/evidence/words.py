@@ -124,7 +124,7 @@ def page(table: dict, base: float) -> str:
         f"face.{asked} {s['steps']} steps, shift {s['shift']:g}, the same noise for every arm, {s['dtype']} on "
         f"{s['device']}; {table['cpu_seconds']} s of CPU in all. Weights {s['weights']}, pairs {s['pairs_sha256']}. "
         "In brackets: 95 % intervals, by a bootstrap over pairs.",
-        "![Middle frames: a row an arm, a column a pair](identity.png)",
+        "![Middle frames: a row an arm, a column a pair](identity.jpg)",
         "**Columns.** " + "; ".join(f"{heading.removesuffix(' %')}: {table['measures'][key]}"
                                     for key, heading, _, _ in COLUMNS) + "; "
         "Fréchet: distance of the face embeddings of all frames, and of the probe's logits, to those of other rendered "
