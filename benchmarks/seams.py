@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--overlaps", nargs="+", type=int, default=[1, 5, 9])
     parser.add_argument("--matches", nargs="+", default=list(long.MATCHES), choices=long.MATCHES)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--w", type=float, default=2.0)
+    parser.add_argument("--w", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     pipe, embed = Pipeline.load(ROOT / "models" / "ipvg-tiny"), Embedder.bundled()
