@@ -105,12 +105,14 @@ def make(
 def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     """The keyword arguments of `Pipeline.encode_source`."""
     task, references = settings["task"], [read_image(path) for path in settings["references"]]
+    video, frames = read_video(settings["video"]) if settings["video"] else None, pipe.defaults.frames
+    if video is not None and task not in ("extend-after", "extend-before"):
+        frames = min(frames, (len(video.resampled()) - 1) // 4 * 4 + 1)  # a short clip is not shown in slow motion
     given = {
         "size": tuple(settings["size"] or pipe.defaults.size),
-        "frames": settings["frames"] or pipe.defaults.frames,
+        "frames": settings["frames"] or frames,
         "references": references,
     }
-    video = read_video(settings["video"]) if settings["video"] else None
     mask = _mask(settings["mask"]) if settings["mask"] else None
     first, last = (read_image(settings[name]) if settings[name] else None for name in ("first", "last"))
     if task is None:

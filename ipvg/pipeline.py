@@ -28,7 +28,7 @@ from .enhancement import Enhancement
 from .guidance import PRESETS, Guidance
 from .lora import Lora, merged
 from .manifest import Stages, describe
-from .prepare import fit_mask, fit_video, vace_context
+from .prepare import fit_mask, fit_video, resampled, vace_context
 from .sampler import Sampler
 from .schedule import Schedule
 from .source import Source, check_size
@@ -170,7 +170,8 @@ class Pipeline:
         """The VACE context of a job.
 
         references: pictures uint8 (H, W, 3), fitted whole onto a white canvas, in the official order.
-        video: a source, Video or uint8 (F, H, W, 3): scaled to cover `size`, cropped, resampled to `frames`.
+        video: a source, Video or uint8 (F, H, W, 3): brought to 16 frames a second (an array counts as such), scaled to
+            cover `size`, cropped; where it then has not `frames` frames, they are taken at even distances.
         mask: of the video, fitted as the video is: Video, uint8 (F, H, W, 3) or (F, H, W), or float in [0, 1]; one
             frame stands for all; a mask of the target's size is taken as it is. Above one half (white) is generated
             anew, the rest (black) is kept. None with a video: everything is generated, the video only steers.
@@ -184,11 +185,10 @@ class Pipeline:
         check_size(size, frames)
         references = list(_arguments.instance("references", references, Sequence, "a list of pictures"))
         if video is not None:
-            pixels = video.frames if isinstance(video, Video) else np.asarray(video)
+            pixels, mask = resampled(video, mask)
             video = fit_video(pixels, size, frames)
             if mask is not None:
-                shade = mask.frames if isinstance(mask, Video) else mask
-                mask = fit_mask(shade, size, frames, like=pixels.shape[:3])
+                mask = fit_mask(mask, size, frames, like=pixels.shape[:3])
         context = vace_context(
             self.vae.encode, size=size, frames=frames, references=references, video=video, mask=mask, cache=self._zeros
         )

@@ -226,6 +226,18 @@ class Video:
         """Seconds."""
         return len(self) / self.fps
 
+    def resampled(self, fps: float = FPS) -> Video:
+        """The same time at another rate: frame i is the one that a player shows at i / fps seconds."""
+        ids = self.shown_at(fps)
+        return self if ids is None else Video(self.frames[ids], fps)
+
+    def shown_at(self, fps: float = FPS) -> list[int] | None:
+        """The frames that `resampled` takes; None: all, since the rates are the same. In integers."""
+        if not _arguments.number("fps", fps, 0, 1000):
+            raise ValueError("fps: expected more than 0")
+        ratio = Fraction(self.fps).limit_denominator(1001) / Fraction(float(fps)).limit_denominator(1001)
+        return None if ratio == 1 else [int(i * ratio) for i in range(max(round(len(self) / ratio), 1))]
+
     def __len__(self) -> int:
         return len(self.frames)
 

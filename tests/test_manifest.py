@@ -218,3 +218,12 @@ def test_every_task_from_files(small_checkpoint, photo, tmp_path, monkeypatch, s
     told = manifest.read(files["manifest"])
     assert told["settings"]["task"] == settings.get("task")
     assert told["job"]["frames"] == (1 if settings.get("task") == "image" else 5)
+
+
+def test_a_short_clip_is_not_shown_in_slow_motion(small_checkpoint, photo, tmp_path):
+    """11 pictures at 30 a second are 6 at 16: without frames= a video of 5, not the checkpoint's 81 of the same."""
+    Video(recipe.pixels("manifest/clip", (11, 32, 48, 3)), 30).save(tmp_path / "clip.mkv")
+    settings = {"video": str(tmp_path / "clip.mkv"), "guidance": guidance.none().to_dict(), "steps": 1, "frames": None}
+    for task in ("control", None):
+        files = made(small_checkpoint, photo, tmp_path / "out.mkv", task=task, **settings)
+        assert manifest.read(files["manifest"])["job"]["frames"] == 5

@@ -61,7 +61,10 @@ def add(commands) -> None:
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32")
     sub.add_argument("--size", type=size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
-    sub.add_argument("--frames", type=frames, metavar="N", help="4n + 1 (default: the checkpoint's); 16 a second")
+    sub.add_argument(
+        "--frames", type=frames, metavar="N",
+        help="4n + 1 (default: the checkpoint's, no more than --source has); 16 a second",
+    )  # fmt: skip
     sub.add_argument("--chunk", type=frames, metavar="N", help="long video: at most so many frames at once, 4n + 1")
     sub.add_argument(
         "--overlap", type=count, metavar="N", help="frames that a chunk has from the one before (default: 17)"
