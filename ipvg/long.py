@@ -244,6 +244,7 @@ def generate(
     told = manifest.describe(
         pipe, schedule=schedule, guidance=guidance, seed=seed, size=size, frames=frames, texts=prompts,
         inputs={"references": list(references), "video": video, "mask": mask, "noise": None}, stages=manifest.Stages(),
+        hooks=hooks,
     )  # fmt: skip
     told["job"] |= about
     if video is not None:

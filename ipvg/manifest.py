@@ -74,9 +74,11 @@ def describe(
     texts: Mapping[str, str],
     inputs: Mapping[str, Any],
     stages: Stages,
+    hooks: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run. guidance: resolved, without functions. texts: prompt name -> text. inputs: name -> array,
-    list of arrays or None; told by shape and hash. Plain data, ready for JSON; checkpoint hashes come with `write`."""
+    list of arrays or None; told by shape and hash. hooks: name -> function or None; told by name. Plain data, ready for
+    JSON; checkpoint hashes come with `write`."""
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -93,7 +95,9 @@ def describe(
             "shift": schedule.shift,
             "solver": schedule.solver,
             "sigmas_from": schedule.sigmas_from,
+            "begin": schedule.begin,
             "seed": seed,
+            "hooks": [name for name in ("edit_velocity", "edit_combined") if hooks and hooks.get(name)],
             "guidance": guidance.to_dict(),
         },
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},

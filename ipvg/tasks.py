@@ -74,7 +74,7 @@ def control(video, *, size: Size | None = None, frames: int | None = None, refer
 
     >>> pipe.generate("The woman dances on a roof.", **tasks.control(poses, references=[photo]))
     """
-    pixels, _ = _video(video)
+    pixels, _ = resampled(video)
     size, frames = _target(pixels, size, frames)
     return _job(references, fit_video(pixels, size, frames), None, size, frames)
 
@@ -98,7 +98,7 @@ def inpaint(
 
     >>> pipe.generate("A woman in a red coat.", **tasks.inpaint(clip, coat_mask, references=[photo]))
     """
-    pixels, mask = _video(video, mask)
+    pixels, mask = resampled(video, mask)
     size, frames = _target(pixels, size, frames)
     weights = mask_frames(fit_mask(mask, size, frames, like=pixels.shape[:3]), frames, size)
     fitted = fit_video(pixels, size, frames)
@@ -126,7 +126,7 @@ def outpaint(
 
     >>> pipe.generate("A woman in a wide street.", **tasks.outpaint(portrait, left=1, right=1, size=(832, 480)))
     """
-    pixels, _ = _video(video)
+    pixels, _ = resampled(video)
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     shares = {name: _arguments.number(name, share, 0, 4) for name, share in sides.items()}
     h, w = pixels.shape[1:3]
@@ -241,16 +241,9 @@ def _picture(name: str, picture, size: Size) -> np.ndarray:
 def _kept(video, size: Size, frames: int, keep: int | None, last: bool) -> np.ndarray:
     """The first or last frames of a clip at the target's size."""
     check_size(size, frames)
-    pixels, _ = _video(video)
+    pixels, _ = resampled(video)
     count = len(pixels) if keep is None else _arguments.integer("keep", keep, 1, min(len(pixels), frames - 1))
     return fit_video(pixels[-count:] if last else pixels[:count], size, count)
-
-
-def _video(video, mask=None) -> tuple[np.ndarray, np.ndarray | None]:
-    pixels, mask = resampled(video, mask)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise TypeError(f"video: expected a Video or uint8 (F, H, W, 3), got {_arguments.short(pixels)}")
-    return pixels, mask
 
 
 def _target(pixels: np.ndarray, size: Size | None, frames: int | None) -> tuple[Size, int]:

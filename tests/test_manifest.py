@@ -60,6 +60,22 @@ def test_a_video_tells_what_made_it(small_checkpoint):
     assert Video(video.frames).manifest is None
 
 
+def test_a_start_and_hooks_are_told(small_checkpoint):
+    pipe, clean = Pipeline.load(small_checkpoint, threads=1), np.ones((16, 2, 4, 4), np.float32)
+    settings = {"guidance": guidance.none(), "size": (32, 32), "frames": 5, "steps": 4}
+    told = pipe.generate("A woman.", **settings, start=(clean, 3), edit_combined=lambda p: None).manifest
+    assert told["job"]["begin"] == 3 and told["job"]["hooks"] == ["edit_combined"]
+    assert told["inputs"]["start"]["sha256"] == sha(clean.tobytes())
+
+
+def test_what_cannot_work_is_said_before_the_work(small_checkpoint, monkeypatch):
+    pipe = Pipeline.load(small_checkpoint, threads=1)
+    monkeypatch.setattr(pipe, "encode_text", lambda *_: pytest.fail("the text was encoded first"))
+    for wrong in ({"steps": 0}, {"shift": -1.0}, {"solver": "magic"}, {"size": (33, 32)}, {"frames": 4}, {"stepz": 3}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            pipe.generate("A woman.", **wrong)
+
+
 def test_the_peak_of_a_stage_is_its_own():
     stages = manifest.Stages()
     with stages.stage("large"):

@@ -202,7 +202,7 @@ SMALL = CLIP[:, :48, :64]
         (ValueError, "keep", lambda: tasks.extend_after(CLIP, size=SIZE, frames=9, keep=8)),
         (ValueError, "keep", lambda: tasks.extend_before(CLIP, size=SIZE, frames=9, keep=0)),
         (TypeError, "first: expected a picture", lambda: tasks.first_last(CLIP, PHOTO, size=SIZE, frames=5)),
-        (TypeError, "video: expected a Video", lambda: tasks.control(PHOTO)),
+        (ValueError, "video: expected a Video", lambda: tasks.control(PHOTO)),
         (ValueError, "at least one must add", lambda: tasks.outpaint(CLIP)),
         (ValueError, "left", lambda: tasks.outpaint(CLIP, left=-1)),
         (ValueError, r"^size: 64x48 crops .* nothing is left to make; .* shape of 128x48",
