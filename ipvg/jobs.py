@@ -177,7 +177,8 @@ def rerun(path, out=None, *, anyway: bool = False, progress: Progress | None = N
     if found and not anyway:
         raise ValueError(f"{path}: no longer as it was: {'; '.join(found)}")
     name = Path(old["output"]["path"])
-    target = Path(path).parent / f"{name.stem}-rerun{name.suffix}" if out is None else Path(out)
+    stem, ending = (name.name, ".png") if "files" in old["output"] else (name.stem, name.suffix)
+    target = Path(path).parent / f"{stem}-rerun{ending}" if out is None else Path(out)
     video, pipe = make(settings, progress)
     files = save(video, target, pipe)
     new = manifest.read(files["manifest"])["output"]

@@ -6,6 +6,7 @@ Pixels are uint8 RGB everywhere: a picture is (H, W, 3), a video (F, H, W, 3). A
 from __future__ import annotations
 
 import base64
+import errno
 import html
 import os
 import shutil
@@ -289,6 +290,8 @@ class Video:
 
     def _save_pictures(self, folder: Path) -> Path:
         """All or nothing: a new folder beside it, renamed at the end."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(errno.EEXIST, "is there already, and not empty", str(folder))
         making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:180]}.", dir=folder.parent))
         try:
             for i, frame in enumerate(self.frames, start=1):

@@ -122,6 +122,14 @@ def test_the_command_reruns(checkpoint, photo, tmp_path, capsys):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_a_folder_of_pictures_is_made_again(checkpoint, photo, tmp_path):
+    files = made(checkpoint, photo, tmp_path / "shots.v2.png")
+    done = jobs.rerun(files["manifest"])
+    assert done.same and done.files["video"] == str(tmp_path / "shots.v2-rerun")
+    with pytest.raises(SystemExit):
+        main(["rerun", files["manifest"], "--out", str(tmp_path / "b.avi")])
+
+
 def test_what_has_changed_is_named(checkpoint, photo, tmp_path, capsys):
     files = made(checkpoint, photo, tmp_path / "a.mp4")
     path = Path(files["manifest"])

@@ -92,11 +92,13 @@ def add(commands) -> None:
 def run(args) -> int:
     from .. import jobs
     from ..progress import Progress
+    from ..settings import FILES
 
     settings, where = _settings(args)
     for name, value in where.items():
         setattr(args, name, value)
-    check_outputs(args)
+    read = [settings[name] for name in (*FILES, "enhanced") if name != "references" and settings[name]]
+    check_outputs(args.out, args.contact_sheet, [*read, *settings["references"]])
     began = time.monotonic()
     with Progress(quiet=args.quiet) as progress:
         video, pipe = jobs.make(settings, progress, opened=None if args.quiet else _note, resume=args.resume)
