@@ -292,7 +292,10 @@ class Video:
         """All or nothing: a new folder beside it, renamed at the end."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(errno.EEXIST, "is there already, and not empty", str(folder))
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:180]}.", dir=folder.parent))
+        try:
+            making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}.", dir=folder.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
         try:
             for i, frame in enumerate(self.frames, start=1):
                 write_png(making / f"{i:04}.png", frame)
