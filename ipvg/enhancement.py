@@ -33,7 +33,8 @@ import numpy as np
 
 from . import verbatim
 from ._core import FormatError
-from .manifest import _replace, sha256
+from .checkpoint.write import replace
+from .manifest import sha256
 from .video import read_image, write_png
 
 FORMAT = "ipvg enhancement 1"
@@ -94,7 +95,7 @@ class Enhancement:
             if table[name] and Path(table[name]).parent == path.parent:
                 table[name] = Path(table[name]).name
         table |= {"flags": self.flags, "provenance": self.provenance}
-        _replace(path, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        replace(path, [json.dumps(table, indent=1, ensure_ascii=False).encode() + b"\n"])
         return path
 
     @classmethod

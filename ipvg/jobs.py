@@ -105,12 +105,14 @@ def make(
 def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     """The keyword arguments of `Pipeline.encode_source`."""
     task, references = settings["task"], [read_image(path) for path in settings["references"]]
+    video, frames = read_video(settings["video"]) if settings["video"] else None, pipe.defaults.frames
+    if video is not None and task not in ("extend-after", "extend-before"):
+        frames = min(frames, (len(video.resampled()) - 1) // 4 * 4 + 1)  # a short clip is not shown in slow motion
     given = {
         "size": tuple(settings["size"] or pipe.defaults.size),
-        "frames": settings["frames"] or pipe.defaults.frames,
+        "frames": settings["frames"] or frames,
         "references": references,
     }
-    video = read_video(settings["video"]) if settings["video"] else None
     mask = _mask(settings["mask"]) if settings["mask"] else None
     first, last = (read_image(settings[name]) if settings[name] else None for name in ("first", "last"))
     if task is None:
@@ -175,7 +177,8 @@ def rerun(path, out=None, *, anyway: bool = False, progress: Progress | None = N
     if found and not anyway:
         raise ValueError(f"{path}: no longer as it was: {'; '.join(found)}")
     name = Path(old["output"]["path"])
-    target = Path(path).parent / f"{name.stem}-rerun{name.suffix}" if out is None else Path(out)
+    stem, ending = (name.name, ".png") if "files" in old["output"] else (name.stem, name.suffix)
+    target = Path(path).parent / f"{stem}-rerun{ending}" if out is None else Path(out)
     video, pipe = make(settings, progress)
     files = save(video, target, pipe)
     new = manifest.read(files["manifest"])["output"]

@@ -24,7 +24,7 @@ import numpy as np
 
 from . import _arguments, manifest, seams
 from .guidance import Guidance
-from .prepare import fit_mask, fit_video
+from .prepare import fit_mask, fit_video, resampled
 from .resume import Store
 from .schedule import Schedule
 from .source import check_size
@@ -244,13 +244,14 @@ def generate(
     told = manifest.describe(
         pipe, schedule=schedule, guidance=guidance, seed=seed, size=size, frames=frames, texts=prompts,
         inputs={"references": list(references), "video": video, "mask": mask, "noise": None}, stages=manifest.Stages(),
+        hooks=hooks,
     )  # fmt: skip
     told["job"] |= about
     if video is not None:
-        pixels = video.frames if isinstance(video, Video) else np.asarray(video)
+        pixels, mask = resampled(video, mask)
         video = fit_video(pixels, size, frames)
         if mask is not None:
-            mask = fit_mask(mask.frames if isinstance(mask, Video) else mask, size, frames, like=pixels.shape[:3])
+            mask = fit_mask(mask, size, frames, like=pixels.shape[:3])
     elif mask is not None:
         raise ValueError("mask: it needs a source video that it is the mask of")
     job = Job(pipe, prompts, list(references), video, mask, size, guidance, schedule, seed, match, hooks, progress)

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._core import FormatError
+from .checkpoint.write import replace
 
 if TYPE_CHECKING:
     from .guidance import Guidance
@@ -74,9 +74,11 @@ def describe(
     texts: Mapping[str, str],
     inputs: Mapping[str, Any],
     stages: Stages,
+    hooks: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run. guidance: resolved, without functions. texts: prompt name -> text. inputs: name -> array,
-    list of arrays or None; told by shape and hash. Plain data, ready for JSON; checkpoint hashes come with `write`."""
+    list of arrays or None; told by shape and hash. hooks: name -> function or None; told by name. Plain data, ready for
+    JSON; checkpoint hashes come with `write`."""
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -93,7 +95,9 @@ def describe(
             "shift": schedule.shift,
             "solver": schedule.solver,
             "sigmas_from": schedule.sigmas_from,
+            "begin": schedule.begin,
             "seed": seed,
+            "hooks": [name for name in ("edit_velocity", "edit_combined") if hooks and hooks.get(name)],
             "guidance": guidance.to_dict(),
         },
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
@@ -152,7 +156,7 @@ def write(manifest: Mapping[str, Any], output: str | os.PathLike, checkpoint=Non
     else:
         full["output"] = {"path": str(output.absolute()), "sha256": sha256(output, cached=False)}
     path = output.with_name(output.name + ".json")
-    _replace(path, json.dumps(full, indent=1) + "\n")
+    replace(path, [json.dumps(full, indent=1).encode() + b"\n"])
     return path
 
 
@@ -221,7 +225,7 @@ def sha256(path: str | os.PathLike, cached: bool = True) -> str:
     if cached and stat.st_size >= 1 << 20:  # small ones are quicker read than looked up
         with contextlib.suppress(OSError):
             store.parent.mkdir(parents=True, exist_ok=True)
-            _replace(store, json.dumps({**_cache(store), key: [*stamp, digest.hexdigest()]}))
+            replace(store, [json.dumps({**_cache(store), key: [*stamp, digest.hexdigest()]}).encode()])
     return digest.hexdigest()
 
 
@@ -234,19 +238,3 @@ def _cache(path: Path) -> dict[str, list]:
         table = json.loads(path.read_text())
         return table if isinstance(table, dict) else {}
     return {}
-
-
-def _replace(path: Path, text: str) -> None:
-    """A file appears whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:180]}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -26,9 +26,10 @@ from . import _arguments, _core
 from .checkpoint import Checkpoint
 from .enhancement import Enhancement
 from .guidance import PRESETS, Guidance
+from .guidance.spec import nearest
 from .lora import Lora, merged
 from .manifest import Stages, describe
-from .prepare import fit_mask, fit_video, vace_context
+from .prepare import fit_mask, fit_video, resampled, vace_context
 from .sampler import Sampler
 from .schedule import Schedule
 from .source import Source, check_size
@@ -36,6 +37,9 @@ from .text import NEGATIVE, Tokenizer
 from .video import Video
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
+SAMPLING = (
+    "steps", "shift", "solver", "sigmas_from", "seed", "noise", "start", "record", "edit_velocity", "edit_combined",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +174,8 @@ class Pipeline:
         """The VACE context of a job.
 
         references: pictures uint8 (H, W, 3), fitted whole onto a white canvas, in the official order.
-        video: a source, Video or uint8 (F, H, W, 3): scaled to cover `size`, cropped, resampled to `frames`.
+        video: a source, Video or uint8 (F, H, W, 3): brought to 16 frames a second (an array counts as such), scaled to
+            cover `size`, cropped; where it then has not `frames` frames, they are taken at even distances.
         mask: of the video, fitted as the video is: Video, uint8 (F, H, W, 3) or (F, H, W), or float in [0, 1]; one
             frame stands for all; a mask of the target's size is taken as it is. Above one half (white) is generated
             anew, the rest (black) is kept. None with a video: everything is generated, the video only steers.
@@ -184,11 +189,10 @@ class Pipeline:
         check_size(size, frames)
         references = list(_arguments.instance("references", references, Sequence, "a list of pictures"))
         if video is not None:
-            pixels = video.frames if isinstance(video, Video) else np.asarray(video)
+            pixels, mask = resampled(video, mask)
             video = fit_video(pixels, size, frames)
             if mask is not None:
-                shade = mask.frames if isinstance(mask, Video) else mask
-                mask = fit_mask(shade, size, frames, like=pixels.shape[:3])
+                mask = fit_mask(mask, size, frames, like=pixels.shape[:3])
         context = vace_context(
             self.vae.encode, size=size, frames=frames, references=references, video=video, mask=mask, cache=self._zeros
         )
@@ -214,22 +218,21 @@ class Pipeline:
         noise: float32 of `source.latent_shape`, the start; None: drawn from `seed` (ipvg.noise).
         options: start, record, edit_velocity, edit_combined of `Sampler`.
         """
-        schedule = Schedule(
-            self.defaults.steps if steps is None else steps,
-            self.defaults.shift if shift is None else shift,
-            solver,
-            sigmas_from,
-        )
         return Sampler(
             self.dit,
             text,
             source,
             guidance=self.defaults.guidance if guidance is None else guidance,
-            schedule=schedule,
+            schedule=self._schedule(steps, shift, solver, sigmas_from),
             seed=seed if noise is None else None,
             noise=noise,
             **options,
         )
+
+    def _schedule(self, steps=None, shift=None, solver="unipc", sigmas_from="official", **_) -> Schedule:
+        defaults = self.defaults
+        steps, shift = defaults.steps if steps is None else steps, defaults.shift if shift is None else shift
+        return Schedule(steps, shift, solver, sigmas_from)
 
     def restore(self, path: str | os.PathLike, **options: Any) -> Sampler:
         """The run that `Sampler.snapshot` wrote, on this checkpoint. See `Sampler.restore`."""
@@ -274,16 +277,18 @@ class Pipeline:
         **sampling: Any,
     ) -> Video:
         """All stages as one call. prompt: or an Enhancement, whose picture is then the reference unless others are
-        given. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver,
-        sigmas_from, seed, noise); only the prompts that the guidance needs are encoded. The result's `manifest` holds
-        all settings, and each stage's seconds and peak memory.
+        given. Arguments as in encode_source and sampler (`sampling`: steps, shift, solver, sigmas_from, seed, noise and
+        its options); only the prompts that the guidance needs are encoded. The result's `manifest` holds all settings,
+        and each stage's seconds and peak memory.
 
         chunk: a long video: at most so many frames at once, each chunk beginning with the last `overlap` frames of the
         one before (None: 17, less for short chunks), its colours matched to them ("mean", "gain" or "none"). video and
         mask, if any, are of all `frames`. resume: a folder for finished chunks, from which the same call goes on. See
         `ipvg.long`; the manifest's "chunks" and "seams" tell seeds, corrections and how visible the seams are."""
         guidance = self.defaults.guidance if guidance is None else guidance
-        enhancement = None if isinstance(prompt, str) else _arguments.instance("prompt", prompt, Enhancement)
+        _arguments.instance("guidance", guidance, Guidance, "a Guidance, such as guidance.cfg(5)")
+        _arguments.instance("prompt", prompt, str | Enhancement, "text or an Enhancement")
+        enhancement = prompt if isinstance(prompt, Enhancement) else None
         if enhancement is not None:
             prompt, references = enhancement.prompt, list(references) or [enhancement.picture()]
         known = {"cond": prompt, "negative": negative, "null": ""}
@@ -305,6 +310,10 @@ class Pipeline:
             return made
         if overlap is not None or resume is not None:
             raise ValueError(f"{'resume' if overlap is None else 'overlap'}: is for long videos; give chunk= as well")
+        if wrong := sampling.keys() - SAMPLING:
+            raise TypeError(f"generate: no argument {min(wrong)!r}{nearest(min(wrong), SAMPLING)}")
+        check_size(self.defaults.size if size is None else size, self.defaults.frames if frames is None else frames)
+        self._schedule(**sampling)  # what cannot work is said before the work
         stages = Stages()
         with stages.stage("text"):
             text = self.encode_text(prompts, progress)
@@ -318,9 +327,10 @@ class Pipeline:
         with stages.stage("decoding"):
             made = self.decode(run.latents, progress)
         inputs = {"references": list(references), "video": video, "mask": mask, "noise": sampling.get("noise")}
+        inputs["start"] = sampling["start"][0] if sampling.get("start") else None
         made.manifest = describe(
             self, schedule=run.schedule, guidance=run.guidance, seed=run.seed, size=source.size, frames=source.frames,
-            texts=prompts, inputs=inputs, stages=stages,
+            texts=prompts, inputs=inputs, stages=stages, hooks=sampling,
         )  # fmt: skip
         if enhancement is not None:
             made.manifest["enhancement"] = enhancement.record()

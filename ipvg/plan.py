@@ -35,6 +35,8 @@ class Prepared:
             raise ValueError(f"texts: branch {branch!r} needs {name!r}; given: {given}")
         if name not in self._texts:
             given = self.states[name]
+            if isinstance(given, str):
+                raise TypeError(f"text {name!r}: expected umT5 states, got words; Pipeline.encode_text makes them")
             self._texts[name] = given if isinstance(given, _core.DitText) else self.model.text(given)
         return self._texts[name]
 

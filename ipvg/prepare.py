@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _arguments, _core
 from .source import check_size
-from .video import to_float
+from .video import Video, to_float
 
 #: float32 (3, T, H, W) in [-1, 1] -> float32 (16, (T + 3) // 4, H / 8, W / 8), normalised: the VAE's encoder.
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -50,6 +50,26 @@ def fit_video(frames: np.ndarray, size: tuple[int, int], count: int | None = Non
     if ids != list(range(total)):
         frames = frames[ids]
     return _core.cover_frames(np.ascontiguousarray(frames), height, width)
+
+
+def resampled(video, mask=None) -> tuple[np.ndarray, np.ndarray | None]:
+    """(frames, mask) at the model's 16 frames a second, by one rule: frame i is the one shown at i / 16 seconds.
+
+    video: a Video, whose rate decides, or an array, which counts as 16 a second. mask: Video, array or None. One of as
+    many frames as the video goes with it frame by frame, whatever rate it has itself; another stays as it is.
+    Raises TypeError and ValueError for a video that is none.
+    """
+    ids = video.shown_at() if isinstance(video, Video) else None
+    frames, mask = (x.frames if isinstance(x, Video) else x for x in (video, mask))
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        kind = ValueError if frames.dtype == np.uint8 else TypeError
+        got = _arguments.short(video)
+        raise kind(f"video: expected a Video or uint8 (F, H, W, 3), got {got}; read_video opens a file")
+    if mask is None or ids is None:
+        return (frames if ids is None else frames[ids]), mask
+    mask = np.asarray(mask)
+    return frames[ids], mask[ids] if mask.ndim > 2 and len(mask) == len(frames) else mask
 
 
 def frame_ids(total: int, count: int) -> list[int]:
@@ -230,9 +250,13 @@ def _zeros(encode: Encode, frames: int, latents: tuple[int, int, int], cache: Mu
 
 
 def _reference(image: np.ndarray, size: tuple[int, int], i: int) -> np.ndarray:
-    image = np.asarray(image)
-    if image.dtype == np.uint8:
+    given, image = image, np.asarray(image)
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3 and image.size:
         return fit_reference(image, size)
+    if image.dtype.kind != "f":
+        kind = ValueError if image.dtype == np.uint8 else TypeError
+        got = _arguments.short(given)
+        raise kind(f"references[{i}]: expected a picture, uint8 (H, W, 3), got {got}; read_image opens a file")
     return _unit_range(f"references[{i}]", image, (3, size[1], size[0]))
 
 

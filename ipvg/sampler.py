@@ -237,6 +237,7 @@ class Sampler:
         if state is None:
             known = ", ".join(map(str, sorted({*self._records, self.index})))
             raise ValueError(f"at: no copy of the state before step {at} was kept (see record=); there are: {known}")
+        _arguments.instance("text", {} if text is None else text, Mapping, "a mapping of prompt names to states")
         prepared = self._prepared.with_texts(text) if text else self._prepared
         rule = self.guidance if guidance is None else guidance
         other = self._like(prepared, rule, self.seed, np.zeros_like(self.latent))

@@ -89,8 +89,9 @@ def _name_changes(path: Path | str, then: Mapping[str, str], now: Mapping[str, s
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a snapshot says, and its tensors. Raises OSError, ipvg.FormatError."""
     path = Path(path)
+    text = read_metadata(path).get("ipvg", "null")
     try:
-        about = json.loads(read_metadata(path).get("ipvg", "null"))
+        about = json.loads(text)
     except ValueError as error:
         raise _core.FormatError(f"{path}: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:

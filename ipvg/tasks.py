@@ -13,7 +13,8 @@ Nothing is hidden in it: look at job["video"], change job["mask"], add job["refe
                 #####.....          . white, 1    made from the prompt; the video there is grey by default
                 #####.....
 
-Sizes are (width, height), multiples of 16, any orientation; frames are 4n + 1. Video and mask go through one resize:
+Sizes are (width, height), multiples of 16, any orientation; frames are 4n + 1. A Video comes at 16 frames a second,
+its mask with it (an array counts as 16 a second). Video and mask go through one resize:
 scaled to cover, the middle kept (`prepare.fit_video`). The model sees mask and frames in cells of 8 x 8 pixels and 4
 frames; borders on these are cleanest. What is kept comes back close, not equal: all frames pass the VAE. The grey and
 the order of frames are those of the official preparation scripts.
@@ -30,9 +31,8 @@ from typing import Any
 import numpy as np
 
 from . import _arguments
-from .prepare import fit_mask, fit_video, mask_frames, source_size
+from .prepare import fit_mask, fit_video, mask_frames, resampled, source_size
 from .source import check_size
-from .video import Video
 
 GREY = 127  #: of frames and regions that are to be made, where there is nothing to show
 
@@ -74,7 +74,7 @@ def control(video, *, size: Size | None = None, frames: int | None = None, refer
 
     >>> pipe.generate("The woman dances on a roof.", **tasks.control(poses, references=[photo]))
     """
-    pixels = _video("video", video)
+    pixels, _ = resampled(video)
     size, frames = _target(pixels, size, frames)
     return _job(references, fit_video(pixels, size, frames), None, size, frames)
 
@@ -98,10 +98,9 @@ def inpaint(
 
     >>> pipe.generate("A woman in a red coat.", **tasks.inpaint(clip, coat_mask, references=[photo]))
     """
-    pixels = _video("video", video)
+    pixels, mask = resampled(video, mask)
     size, frames = _target(pixels, size, frames)
-    shade = mask.frames if isinstance(mask, Video) else mask
-    weights = mask_frames(fit_mask(shade, size, frames, like=pixels.shape[:3]), frames, size)
+    weights = mask_frames(fit_mask(mask, size, frames, like=pixels.shape[:3]), frames, size)
     fitted = fit_video(pixels, size, frames)
     if fill is not None:
         fitted = np.where((weights > 0.5)[..., None], np.uint8(_arguments.integer("fill", fill, 0, 255)), fitted)
@@ -127,7 +126,7 @@ def outpaint(
 
     >>> pipe.generate("A woman in a wide street.", **tasks.outpaint(portrait, left=1, right=1, size=(832, 480)))
     """
-    pixels = _video("video", video)
+    pixels, _ = resampled(video)
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     shares = {name: _arguments.number(name, share, 0, 4) for name, share in sides.items()}
     h, w = pixels.shape[1:3]
@@ -176,10 +175,10 @@ def first_last(first, last, *, size: Size, frames: int, references: Pictures = (
 def extend_after(video, *, size: Size, frames: int, keep: int | None = None, references: Pictures = ()) -> Job:
     """A clip goes on: the result begins with the clip's last `keep` frames (None: all), and frames - keep are new.
 
-    To join: the clip without its last `keep` frames, then the result. The clip's frame rate is taken as 16 a second.
+    To join: the clip at 16 frames a second (`Video.resampled`), without its last `keep` frames, then the result.
 
     >>> more = pipe.generate("She walks on.", **tasks.extend_after(clip, size=(832, 480), frames=81, keep=17))
-    >>> Video(np.concatenate([clip.frames[:-17], more.frames]))
+    >>> Video(np.concatenate([clip.resampled().frames[:-17], more.frames]))
     """
     return _between(_kept(video, size, frames, keep, last=True), None, size, frames, references)
 
@@ -242,16 +241,9 @@ def _picture(name: str, picture, size: Size) -> np.ndarray:
 def _kept(video, size: Size, frames: int, keep: int | None, last: bool) -> np.ndarray:
     """The first or last frames of a clip at the target's size."""
     check_size(size, frames)
-    pixels = _video("video", video)
+    pixels, _ = resampled(video)
     count = len(pixels) if keep is None else _arguments.integer("keep", keep, 1, min(len(pixels), frames - 1))
     return fit_video(pixels[-count:] if last else pixels[:count], size, count)
-
-
-def _video(name: str, video) -> np.ndarray:
-    pixels = video.frames if isinstance(video, Video) else np.asarray(video)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise TypeError(f"{name}: expected a Video or uint8 (F, H, W, 3), got {_arguments.short(pixels)}")
-    return pixels
 
 
 def _target(pixels: np.ndarray, size: Size | None, frames: int | None) -> tuple[Size, int]:

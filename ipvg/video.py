@@ -6,6 +6,7 @@ Pixels are uint8 RGB everywhere: a picture is (H, W, 3), a video (F, H, W, 3). A
 from __future__ import annotations
 
 import base64
+import errno
 import html
 import os
 import shutil
@@ -226,6 +227,18 @@ class Video:
         """Seconds."""
         return len(self) / self.fps
 
+    def resampled(self, fps: float = FPS) -> Video:
+        """The same time at another rate: frame i is the one that a player shows at i / fps seconds."""
+        ids = self.shown_at(fps)
+        return self if ids is None else Video(self.frames[ids], fps)
+
+    def shown_at(self, fps: float = FPS) -> list[int] | None:
+        """The frames that `resampled` takes; None: all, since the rates are the same. In integers."""
+        if not _arguments.number("fps", fps, 0, 1000):
+            raise ValueError("fps: expected more than 0")
+        ratio = Fraction(self.fps).limit_denominator(1001) / Fraction(float(fps)).limit_denominator(1001)
+        return None if ratio == 1 else [int(i * ratio) for i in range(max(round(len(self) / ratio), 1))]
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -277,7 +290,12 @@ class Video:
 
     def _save_pictures(self, folder: Path) -> Path:
         """All or nothing: a new folder beside it, renamed at the end."""
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:180]}.", dir=folder.parent))
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(errno.EEXIST, "is there already, and not empty", str(folder))
+        try:
+            making = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}.", dir=folder.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
         try:
             for i, frame in enumerate(self.frames, start=1):
                 write_png(making / f"{i:04}.png", frame)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ipvg import cli
 from ipvg.progress import Progress, clock
+from ipvg.video import Video
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = str(ROOT / "models" / "examples" / "astronaut.png")
@@ -35,10 +38,10 @@ def generate(small_checkpoint):
     return ["generate", "--checkpoint", small_checkpoint, "--prompt", "A woman smiles.", "--image", PICTURE]
 
 
-@pytest.mark.parametrize("command", ["enhance", "generate", "info", "demo", "parity"])
+@pytest.mark.parametrize("command", [c.__name__.rpartition(".")[2] for c in cli.COMMANDS])
 def test_help_has_examples(command):
     done = ipvg(command, "--help")
-    assert done.returncode == 0 and f"examples:\n  ipvg {command}" in done.stdout and not done.stderr
+    assert done.returncode == 0 and re.search(rf"examples:\n.*ipvg {command}", done.stdout) and not done.stderr
 
 
 def test_generate_writes_a_video_that_players_accept(generate, tmp_path):
@@ -101,6 +104,21 @@ def test_wrong_usage_is_2_and_says_what_is_expected(generate, tmp_path, argument
     done = ipvg(*generate, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr and "usage: ipvg generate" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_read_or_there_is_not_written_over(generate, tmp_path):
+    """And said before the work: a checkpoint that is not there would be the work's own error."""
+    (tmp_path / "shots").mkdir()
+    (tmp_path / "shots" / "mine.txt").touch()
+    Video(np.zeros((5, 48, 64, 3), np.uint8)).save(tmp_path / "in.mp4")
+    before = (tmp_path / "in.mp4").read_bytes()
+    for arguments, says in (
+        (["--out", "shots.png"], "folder 'shots' is there already, and not empty"),
+        (["--source", "in.mp4", "--out", "./in.mp4"], "'./in.mp4' is read as well"),
+    ):
+        done = ipvg("generate", "--prompt", "x", "--checkpoint", "none", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr, done.stderr
+    assert (tmp_path / "in.mp4").read_bytes() == before
 
 
 def test_failures_are_1_in_one_line(generate, tmp_path):

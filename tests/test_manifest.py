@@ -60,6 +60,22 @@ def test_a_video_tells_what_made_it(small_checkpoint):
     assert Video(video.frames).manifest is None
 
 
+def test_a_start_and_hooks_are_told(small_checkpoint):
+    pipe, clean = Pipeline.load(small_checkpoint, threads=1), np.ones((16, 2, 4, 4), np.float32)
+    settings = {"guidance": guidance.none(), "size": (32, 32), "frames": 5, "steps": 4}
+    told = pipe.generate("A woman.", **settings, start=(clean, 3), edit_combined=lambda p: None).manifest
+    assert told["job"]["begin"] == 3 and told["job"]["hooks"] == ["edit_combined"]
+    assert told["inputs"]["start"]["sha256"] == sha(clean.tobytes())
+
+
+def test_what_cannot_work_is_said_before_the_work(small_checkpoint, monkeypatch):
+    pipe = Pipeline.load(small_checkpoint, threads=1)
+    monkeypatch.setattr(pipe, "encode_text", lambda *_: pytest.fail("the text was encoded first"))
+    for wrong in ({"steps": 0}, {"shift": -1.0}, {"solver": "magic"}, {"size": (33, 32)}, {"frames": 4}, {"stepz": 3}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            pipe.generate("A woman.", **wrong)
+
+
 def test_the_peak_of_a_stage_is_its_own():
     stages = manifest.Stages()
     with stages.stage("large"):
@@ -104,6 +120,14 @@ def test_the_command_reruns(checkpoint, photo, tmp_path, capsys):
     assert main(["rerun", files["manifest"], "--out", str(tmp_path / "b.mp4"), "--quiet"]) == 0
     assert "the same bytes" in capsys.readouterr().out
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_folder_of_pictures_is_made_again(checkpoint, photo, tmp_path):
+    files = made(checkpoint, photo, tmp_path / "shots.v2.png")
+    done = jobs.rerun(files["manifest"])
+    assert done.same and done.files["video"] == str(tmp_path / "shots.v2-rerun")
+    with pytest.raises(SystemExit):
+        main(["rerun", files["manifest"], "--out", str(tmp_path / "b.avi")])
 
 
 def test_what_has_changed_is_named(checkpoint, photo, tmp_path, capsys):
@@ -218,3 +242,12 @@ def test_every_task_from_files(small_checkpoint, photo, tmp_path, monkeypatch, s
     told = manifest.read(files["manifest"])
     assert told["settings"]["task"] == settings.get("task")
     assert told["job"]["frames"] == (1 if settings.get("task") == "image" else 5)
+
+
+def test_a_short_clip_is_not_shown_in_slow_motion(small_checkpoint, photo, tmp_path):
+    """11 pictures at 30 a second are 6 at 16: without frames= a video of 5, not the checkpoint's 81 of the same."""
+    Video(recipe.pixels("manifest/clip", (11, 32, 48, 3)), 30).save(tmp_path / "clip.mkv")
+    settings = {"video": str(tmp_path / "clip.mkv"), "guidance": guidance.none().to_dict(), "steps": 1, "frames": None}
+    for task in ("control", None):
+        files = made(small_checkpoint, photo, tmp_path / "out.mkv", task=task, **settings)
+        assert manifest.read(files["manifest"])["job"]["frames"] == 5

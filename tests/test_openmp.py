@@ -10,6 +10,7 @@ import pytest
 
 from ipvg import _core, _openmp
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
     "libgomp" not in Path("/proc/self/maps").read_text(), reason="_core was built with another OpenMP runtime"
 )
@@ -33,3 +34,24 @@ def test_what_the_user_has_set_stays():
     assert spins(GOMP_SPINCOUNT="77") == ("77", "True")
     assert spins(OMP_WAIT_POLICY="passive") == ("0", "False")
     assert spins(OMP_WAIT_POLICY="active")[0] not in (_openmp.TURNS, "0")
+
+
+FORK = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+from test_vae import model, video
+vae = model()
+before = vae.encode(video(1, 64, 64)).tobytes()
+child = os.fork()
+signal.alarm(30)
+same = vae.encode(video(1, 64, 64)).tobytes() == before
+if not child:
+    os._exit(0 if same else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), same)
+"""
+
+
+def test_a_forked_process_and_its_parent_go_on():
+    """multiprocessing's fork: without the pause the child waits for ever for threads that it has not."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["0", "True"], done.stderr

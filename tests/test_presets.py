@@ -1,6 +1,8 @@
 """Every preset is what its paper says: an oracle in float64, on the velocities that a run recorded; and it costs
 exactly the forwards that it needs."""
 
+import itertools
+
 import numpy as np
 import pytest
 from test_sampler import make_model, make_source
@@ -334,9 +336,28 @@ def test_operations_of_a_sum(make):
     assert relative_l2(step.combined, 0.7 * g * v["cond"].std() / g.std() + 0.3 * g) < BOUND  # of the whole sum
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_nag_in_a_sum_is_how_cond_is_predicted(make, turned):
+    nag, rule = G.nag(4.0, 1.5, 0.5), G.cfg(5) + G.stg_a(2.0)
+    run = make(rule + nag if turned else nag + rule)
+    alone, plain = next(make(nag)).velocity["cond"].copy(), next(make(rule)).velocity
+    step = next(run)
+    v = {name: velocity.astype(np.float64) for name, velocity in step.velocity.items()}
+    assert np.array_equal(step.velocity["cond"], alone) and not np.array_equal(alone, plain["cond"])
+    assert all(np.array_equal(step.velocity[name], plain[name]) for name in ("uncond", "weak"))
+    want = cfg_of(v["cond"], v["uncond"], 5) + 2 * (v["cond"] - v["weak"])
+    assert relative_l2(step.combined, want) < BOUND and run.forwards_total == 3 * STEPS
+
+
+def test_any_two_presets_compose():
+    for a, b in itertools.product(G.PRESETS.values(), repeat=2):
+        rule = a() + b()
+        assert Guidance.from_json(rule.to_json()) == rule
+
+
 def test_what_cannot_be_composed_says_so():
     with pytest.raises(ValueError, match="same branch 'cond'"):
-        G.nag() + G.cfg(5)
+        G.nag(4) + G.nag(5)
     with pytest.raises(ValueError, match="no branch 'base'"):
         G.cfg(5).interval(0, 1, base="base")
     with pytest.raises(TypeError):

@@ -24,6 +24,14 @@ lora:
 """
 
 
+def test_the_distilled_recipe_gives_way_to_what_else_is_given(tmp_path):
+    (tmp_path / "run.json").write_text('{"prompt": "x", "out": "a.mp4", "steps": 50, "guidance": "cfg"}')
+    made, _ = options("--config", tmp_path / "run.json", "--distilled")
+    assert (made["steps"], made["shift"], made["guidance"]) == (4, 5.0, guidance.none().to_dict())
+    made, _ = options("--config", tmp_path / "run.json", "--distilled", "--steps", 8, "--guidance", "nag")
+    assert (made["steps"], made["shift"], made["guidance"]) == (8, 5.0, guidance.nag().to_dict())
+
+
 @pytest.fixture
 def config(tmp_path):
     pytest.importorskip("yaml", reason="PyYAML, of .ci/requirements.txt, is not installed")
@@ -191,7 +199,7 @@ def test_every_setting_is_an_option_or_can_be_set():
     """Options go into settings by their names; a name that is neither would be dropped silently."""
     (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     names = {action.dest for action in commands.choices["generate"]._actions}
-    rest = {"help", "json", "debug", "quiet", "config", "assign", "weight"}
+    rest = {"help", "json", "debug", "quiet", "config", "assign", "weight", "distilled"}
     assert names - rest <= {*settings.SETTINGS, *settings.OUTPUTS}
     assert set(settings.SETTINGS) - names == {"sigmas_from"}
     assert tuple(TASKS) == generate.TASKS and set(jobs.NEEDS) == {None, *TASKS}

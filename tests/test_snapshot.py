@@ -227,6 +227,22 @@ def test_a_file_that_is_no_snapshot_is_named(model, golden_dir, tmp_path):
         Sampler.restore(path, model)
 
 
+def test_an_error_names_the_file_that_was_asked_for(model, tmp_path):
+    run = start(model)
+    for path, match in ((tmp_path / "no" / "x.safetensors", "no/x.safetensors'"), (tmp_path, f"{tmp_path.name}'")):
+        with pytest.raises(OSError, match=match):
+            run.snapshot(path)
+    with pytest.raises(_core.FormatError, match=f"^{tmp_path}: not a regular file"):
+        Sampler.restore(tmp_path, model)
+    with pytest.raises(TypeError, match="text 'cond': expected umT5 states, got words"):
+        run.fork(text={"cond": "A woman."})
+    with pytest.raises(TypeError, match="text: expected a mapping"):
+        run.fork(text="A woman.")
+    long = tmp_path / ("女" * 80 + ".safetensors")  # 252 bytes of 255
+    run.snapshot(long)
+    assert [p.name for p in tmp_path.iterdir()] == [long.name]
+
+
 def test_changed_weights_are_named(model, golden_dir, tmp_path):
     """Another checkpoint of the same sizes, or a LoRA: said with the tensors' names; a copy of the same is not."""
     golden = parity.Golden(golden_dir, "dit")

@@ -120,6 +120,24 @@ def test_control_takes_the_official_size_or_ours():
     assert np.array_equal(portrait["video"], prepare.fit_video(CLIP, (48, 80), 13))
 
 
+def test_a_clip_comes_at_16_frames_a_second_and_its_mask_with_it(pipe):
+    """By hand: 16 pictures at 30 a second; the one at i / 16 seconds is floor(1.875 i)."""
+    clip, shown = pixels("rate", 16, 48, 64), [0, 1, 3, 5, 7, 9, 11, 13, 15]
+    fast = Video(clip, 30)
+    assert np.array_equal(fast.resampled().frames, clip[shown]) and fast.resampled().fps == 16
+    assert np.array_equal(Video(clip).resampled().frames, clip) and len(Video(clip[:2], 1000).resampled()) == 1
+    assert Video(clip[:3], 8).resampled().frames.tolist() == clip[[0, 0, 1, 1, 2, 2]].tolist()
+    assert np.array_equal(tasks.control(fast, size=SIZE)["video"], clip[shown])
+    assert np.array_equal(tasks.extend_after(fast, size=SIZE, frames=9, keep=3)["video"][:3], clip[[11, 13, 15]])
+    mask = pixels("rate/mask", 16, 48, 64)[..., 0] > 127
+    want = tasks.inpaint(clip[shown], mask[shown], size=SIZE)
+    for given in (mask, Video(np.repeat(255 * mask[..., None].astype(np.uint8), 3, 3)), mask[shown]):
+        job = tasks.inpaint(fast, given, size=SIZE)
+        assert np.array_equal(job["video"], want["video"]) and np.array_equal(job["mask"], want["mask"])
+    by_hand = pipe.encode_source(video=clip[shown], mask=mask[shown], size=SIZE, frames=9).context
+    assert np.array_equal(pipe.encode_source(video=fast, mask=mask, size=SIZE, frames=9).context, by_hand)
+
+
 # ---- end to end ----
 
 ALL = {
@@ -184,7 +202,7 @@ SMALL = CLIP[:, :48, :64]
         (ValueError, "keep", lambda: tasks.extend_after(CLIP, size=SIZE, frames=9, keep=8)),
         (ValueError, "keep", lambda: tasks.extend_before(CLIP, size=SIZE, frames=9, keep=0)),
         (TypeError, "first: expected a picture", lambda: tasks.first_last(CLIP, PHOTO, size=SIZE, frames=5)),
-        (TypeError, "video: expected a Video", lambda: tasks.control(PHOTO)),
+        (ValueError, "video: expected a Video", lambda: tasks.control(PHOTO)),
         (ValueError, "at least one must add", lambda: tasks.outpaint(CLIP)),
         (ValueError, "left", lambda: tasks.outpaint(CLIP, left=-1)),
         (ValueError, r"^size: 64x48 crops .* nothing is left to make; .* shape of 128x48",

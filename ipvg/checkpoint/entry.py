@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,6 +35,15 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 
 MAX_DIMS = 8  # of a tensor in a file; nothing in this field has more than 6
 MAX_BYTES = 1 << 62  # of a tensor: a product beyond it is a lie, and C's 64 bits hold what is below
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file, for reading. O_NONBLOCK: a pipe in its place must not make us wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FormatError(f"{path}: not a regular file")
+    return os.fdopen(handle, "rb")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .._core import FormatError
 from . import unpickle
-from .entry import DTYPES, Entry, checked_shape, contiguous_strides, printable
+from .entry import DTYPES, Entry, checked_shape, contiguous_strides, opened, printable
 from .safetensors import MAX_TENSORS, check_name
 from .ziprecords import Record, read_records
 
@@ -19,7 +19,7 @@ def read_pth(path: str | os.PathLike) -> dict[str, Entry]:
     """Name -> Entry of the state dict in a file; a bare tensor has the name "tensor".
     Raises FormatError for a file that is no checkpoint, is damaged, or wants code to run; OSError."""
     path = Path(path)
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as f:
+    with opened(path) as f:
         records = read_records(f, path)
         pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:

@@ -7,12 +7,11 @@ remainder. Only the header is read. Limits of ours are far above any real file a
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from .._core import FormatError
 from . import strictjson
-from .entry import DTYPES, MAX_BYTES, Entry, checked_shape, printable
+from .entry import DTYPES, MAX_BYTES, Entry, checked_shape, opened, printable
 
 MAX_HEADER = 16 << 20  # bytes; the real 14B files have 0.2 MB
 MAX_TENSORS = 100_000
@@ -49,12 +48,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    # O_NONBLOCK: a pipe in a regular file's place must not make us wait.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as f:
-        info = os.fstat(f.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise FormatError(f"{path}: not a regular file")
-        size = info.st_size
+    with opened(path) as f:
+        size = os.fstat(f.fileno()).st_size
         if size < 8:
             raise FormatError(f"{path}: {size} bytes are too few for a safetensors file: is it truncated?")
         length = int.from_bytes(f.read(8), "little")

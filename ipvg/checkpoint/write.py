@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,19 +52,33 @@ def save_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
 
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    def data() -> Iterator[bytes]:
+        yield len(text).to_bytes(8, "little") + text
+        yield from (arrays[name][0].tobytes() for name in order)
+
+    replace(path, data(), sync=True)
+
+
+def replace(path: Path, data: Iterable[bytes], sync: bool = False) -> None:
+    """A file appears whole or not at all; with `sync` on the disk as well. OSError names it, not the temporary one."""
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         with os.fdopen(handle, "wb") as f:
-            f.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                f.write(arrays[name][0].tobytes())
-            f.flush()
-            os.fsync(f.fileno())
+            for part in data:
+                f.write(part)
+            if sync:
+                f.flush()
+                os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if sync:
+            _sync(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -22,6 +22,7 @@ def add(commands) -> None:
         "                --weight w=5 --weight s=0.5 --out a.mp4\n"
         "  ipvg generate --guidance 'cfg(w=6) + stg_r(s=1, blocks=[9])' --prompt '...' --out a.mp4\n"
         "  ipvg generate --task first-frame --first photo.png --prompt '...' --lora style.safetensors=0.8 --out a.mp4\n"
+        "  ipvg generate --distilled --lora lightning.safetensors --reference a.png --prompt '...' --out a.mp4\n"
         "  ipvg generate --task outpaint --source in.mp4 --pad left=0.5 --pad right=0.5 --prompt '...' --out wide.mp4\n"
         "  ipvg generate --source in.mp4 --mask mask.mp4 --prompt '...' --guidance my_guidance.json --out out.mp4\n"
         "  ipvg generate --reference a.png --prompt '...' --frames 241 --chunk 81 --resume parts --out long.mp4\n"
@@ -58,10 +59,17 @@ def add(commands) -> None:
     )  # fmt: skip
     sub.add_argument("--keep", type=count, metavar="N", help="for extend-*: frames of the source that are shown again")
     sub.add_argument("--lora", action="append", type=lora, metavar="FILE[=STRENGTH]", help="may be repeated")
+    sub.add_argument(
+        "--distilled", action="store_true",
+        help="for step-distilled LoRAs and models: 4 steps, shift 5, no guidance; what else is given wins",
+    )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32")
     sub.add_argument("--size", type=size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
-    sub.add_argument("--frames", type=frames, metavar="N", help="4n + 1 (default: the checkpoint's); 16 a second")
+    sub.add_argument(
+        "--frames", type=frames, metavar="N",
+        help="4n + 1 (default: the checkpoint's, no more than --source has); 16 a second",
+    )  # fmt: skip
     sub.add_argument("--chunk", type=frames, metavar="N", help="long video: at most so many frames at once, 4n + 1")
     sub.add_argument(
         "--overlap", type=count, metavar="N", help="frames that a chunk has from the one before (default: 17)"
@@ -89,11 +97,13 @@ def add(commands) -> None:
 def run(args) -> int:
     from .. import jobs
     from ..progress import Progress
+    from ..settings import FILES
 
     settings, where = _settings(args)
     for name, value in where.items():
         setattr(args, name, value)
-    check_outputs(args)
+    read = [settings[name] for name in (*FILES, "enhanced") if name != "references" and settings[name]]
+    check_outputs(args.out, args.contact_sheet, [*read, *settings["references"]])
     began = time.monotonic()
     with Progress(quiet=args.quiet) as progress:
         video, pipe = jobs.make(settings, progress, opened=None if args.quiet else _note, resume=args.resume)
@@ -112,6 +122,7 @@ def _settings(args) -> tuple[dict, dict]:
     """(settings of the job, where its results go): from the file, then the options, then --set."""
     from .. import jobs
     from .. import settings as table
+    from ..lora import distilled
 
     if args.prompt and args.enhanced:
         raise UsageError("give either --prompt or --enhanced")
@@ -119,6 +130,7 @@ def _settings(args) -> tuple[dict, dict]:
     for one, other in (("prompt", "enhanced"), ("enhanced", "prompt")):
         if getattr(args, one):
             given.pop(other, None)  # of the file
+    given |= distilled() if args.distilled else {}
     options = {**vars(args), "pad": dict(args.pad) if args.pad else None}
     given |= {name: options[name] for name in (*table.SETTINGS, *table.OUTPUTS) if options.get(name) is not None}
     try:

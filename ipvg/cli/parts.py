@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -31,11 +32,11 @@ def command(commands, name, run, help, examples, *, work=False, quiet=False) -> 
     return sub
 
 
-def check_outputs(args) -> None:
-    """What cannot be written is said before the work, not after it."""
+def check_outputs(out: str | None, contact_sheet: str | None = None, inputs: Collection[str] = ()) -> None:
+    """What cannot be written is said before the work, not after it. inputs: files that are not to be written over."""
     from ..video import ENDINGS
 
-    for option, name, suffixes in (("--out", args.out, ENDINGS), ("--contact-sheet", args.contact_sheet, (".png",))):
+    for option, name, suffixes in (("--out", out, ENDINGS), ("--contact-sheet", contact_sheet, (".png",))):
         if name is None:
             continue
         path = Path(name)
@@ -46,6 +47,12 @@ def check_outputs(args) -> None:
             raise UsageError(f"{option}: no folder {str(folder)!r}")
         if not os.access(folder, os.W_OK) or path.is_dir():
             raise UsageError(f"{option}: cannot write {name!r}")
+        if path.resolve() in {Path(file).resolve() for file in inputs}:
+            raise UsageError(f"{option}: {name!r} is read as well; give the result a name of its own")
+        pictures = path.with_suffix("")
+        if option == "--out" and path.suffix.lower() == ".png" and pictures.exists():
+            if not pictures.is_dir() or any(pictures.iterdir()):
+                raise UsageError(f"{option}: the pictures' folder {str(pictures)!r} is there already, and not empty")
 
 
 def report(args, files: dict[str, str], record: dict) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .parts import FAILED, OK, command, report
+from .parts import FAILED, OK, check_outputs, command, report
 
 
 def add(commands) -> None:
@@ -23,6 +23,7 @@ def run(args) -> int:
     from .. import jobs
     from ..progress import Progress
 
+    check_outputs(args.out)
     with Progress(quiet=args.quiet) as progress:
         done = jobs.rerun(args.manifest, args.out, anyway=args.anyway, progress=progress)
     for difference in done.differences:

@@ -106,7 +106,8 @@ def three_stream(s_T: Weight = 5.0, s_R: Weight = 2.0) -> Guidance:
 
 
 def nag(scale: float = 11.0, tau: float = 2.5, alpha: float = 0.25) -> Guidance:
-    """Normalised attention guidance (arXiv 2505.21179) in one forward a step, for step-distilled models."""
+    """Normalised attention guidance (arXiv 2505.21179) in one forward a step, for step-distilled models. In a sum it is
+    how the others' cond is predicted."""
     return Guidance({"cond": Branch(nag=NAG("negative", scale, tau, alpha))}, "cond")
 
 

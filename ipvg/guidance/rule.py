@@ -19,6 +19,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -221,16 +222,18 @@ class Guidance:
         if not isinstance(other, Guidance):
             return NotImplemented
         base = "cond"
-        if base not in self.branches or self.branches[base] != other.branches.get(base):
+        cond = _joined(self.branches.get(base), other.branches.get(base))
+        if cond is None:
             raise ValueError(f"a + b: both need the same branch {base!r}, whose prediction the terms are added to")
+        mine, theirs = {**self.branches, base: cond}, {**other.branches, base: cond}
         taken, names = {*self.branches, *self.weights}, {}
         changed = {o.replaces for g in (self, other) for o in g.operations} - {None}
         for name in (*other.branches, *other.weights):
-            same = name in other.branches and self.branches.get(name) == other.branches[name]
+            same = name in theirs and mine.get(name) == theirs[name]
             if name in taken and not (same and (name not in changed or self.operations == other.operations)):
                 names[name] = _free(name, taken | {*other.branches, *other.weights} | {*names.values()})
         text = re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), other.combine)
-        branches = {**self.branches, **{names.get(n, n): b for n, b in other.branches.items()}}
+        branches = {**mine, **{names.get(n, n): b for n, b in theirs.items()}}
         weights = {**self.weights, **{names.get(n, n): w for n, w in other.weights.items()}}
         operations = [*self.operations]
         operations += [o for o in (o.renamed(names) for o in other.operations) if o not in operations]
@@ -270,6 +273,14 @@ def _build(branches: dict, combine: str, operations: tuple, weights: dict) -> Gu
 
 def _branch(name: str, value: Branch | Mapping[str, Any]) -> Branch:
     return value if isinstance(value, Branch) else Branch.from_dict(name, value)
+
+
+def _joined(a: Branch | None, b: Branch | None) -> Branch | None:
+    """What both are: equal, or but for NAG, which is a way to predict that one of them asks for. None: two things."""
+    for one, other in ((a, b), (b, a)):
+        if one and other and (one == other or (other.nag is None and replace(other, nag=one.nag) == one)):
+            return one
+    return None
 
 
 def _is_function(weight: Weight) -> bool:
