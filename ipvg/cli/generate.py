@@ -59,7 +59,7 @@ def add(commands) -> None:
     sub.add_argument("--keep", type=count, metavar="N", help="for extend-*: frames of the source that are shown again")
     sub.add_argument("--lora", action="append", type=lora, metavar="FILE[=STRENGTH]", help="may be repeated")
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
-    sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "fp8"], help="default: float32; fp8: Hopper GPUs")
     sub.add_argument("--size", type=size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
     sub.add_argument("--frames", type=frames, metavar="N", help="4n + 1 (default: the checkpoint's); 16 a second")
     sub.add_argument("--chunk", type=frames, metavar="N", help="long video: at most so many frames at once, 4n + 1")
