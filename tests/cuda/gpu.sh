@@ -11,7 +11,7 @@
 #           sizes, types, alignments; poisoned results
 # parity    every stage against the golden tensors, float32
 # bf16      the same in bfloat16: errors are printed, none is judged
-# fp8       what cuBLASLt takes of 8-bit products (fp8.c), and the transformer with them: errors are printed
+# fp8       what cuBLASLt takes of 8-bit products (fp8.c), the transformer with them (errors are printed), tests/test_fp8.py
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
 # bench     benchmarks/forward.py: ours and, where it is installed, diffusers
@@ -143,8 +143,9 @@ run() {
         ;;
     fp8)
         step fp8-cublas 200 bash -c fp8_program
-        step fp8-dit 200 "$python" -m tests.cuda.parity dit --device cuda --dtype fp8
-        gather fp8-cublas fp8-dit
+        step fp8-dit 200 "$python" -m tests.cuda.parity dit A/t500 A/t999 A/t3 A/t500_short --device cuda --dtype fp8
+        IPVG_DEVICE=cuda step fp8-tests 200 "$python" -m pytest -p no:cacheprovider -q tests/test_fp8.py
+        gather fp8-cublas fp8-dit fp8-tests
         ;;
     gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
     memcheck | racecheck | initcheck)
