@@ -1,4 +1,4 @@
-"""dtype="fp8": large products of the diffusion model take 8-bit numbers. On a GPU or the emulated one (test_cuda.py)."""
+"""dtype="fp8": 8-bit numbers in the diffusion model. On a GPU or the emulated one (tests/test_cuda.py)."""
 
 import os
 
