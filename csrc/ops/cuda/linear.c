@@ -3,6 +3,8 @@
  * tanh form, below half a bfloat16 but not below float32's own error. SiLU and float32's GELU follow in a kernel. */
 #include "blas.h"
 
+#define PART_ROWS 8192 /* of a result that is quantised, at most */
+
 static ipvg_status product(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                            const ipvg_tensor *b, bool gelu)
 {
@@ -36,14 +38,36 @@ done:
     return status;
 }
 
-/* w is E4M3. An x that no kernel before has quantised is quantised here; a y that is to be goes through its 16-bit form, since
- * a row's scale is known when the row is. */
+/* y E4M3 = act(x w^T + b), rows at a time: a row's scale is known when its 16-bit form is, and that is as large as twice y. */
+static ipvg_status product_to_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                                   const ipvg_tensor *b, ipvg_act act)
+{
+    const int64_t rows = y->shape[0], parts = (rows + PART_ROWS - 1) / PART_ROWS;
+    const int64_t even = parts ? ((rows + parts - 1) / parts + 127) / 128 * 128 : 0; /* whole tiles, aligned scales */
+    const int64_t shape[] = {even < rows ? even : rows, y->shape[1]};
+    ipvg_tensor half;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &half, IPVG_BF16, 2, shape));
+    if (ipvg_planning(ex)) goto done;
+    for (int64_t first = 0, count; first < rows; first += count) {
+        count = rows - first < shape[0] ? rows - first : shape[0];
+        ipvg_tensor in = ipvg_tensor_slice(x, first, count), mid = ipvg_tensor_slice(&half, 0, count);
+        ipvg_tensor out = ipvg_tensor_slice(y, first, count);
+        IPVG_TRY(product(ex, &mid, &in, w, b, false));
+        IPVG_TRY(ipvg_cuda_quantise(ex, &out, &mid, act));
+    }
+done:
+    return status;
+}
+
+/* w is E4M3. An x that no kernel before has quantised is quantised here. */
 static ipvg_status linear_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                                const ipvg_tensor *b, ipvg_act act)
 {
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor in = *x, out = *y;
-    ipvg_status status;
+    ipvg_tensor in = *x;
+    ipvg_status status = IPVG_OK;
 
     if (w->shape[0] % 16 || w->shape[1] % 16)
         return ipvg_fail(ex->ctx, IPVG_E_UNSUPPORTED,
@@ -55,11 +79,12 @@ static ipvg_status linear_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor 
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &in, IPVG_E4M3, 2, x->shape));
         IPVG_TRY(ipvg_cuda_quantise(ex, &in, x, IPVG_ACT_NONE));
     }
-    if (y->dtype == IPVG_E4M3) IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &out, IPVG_BF16, 2, y->shape));
-    status = IPVG_OK;
-    if (ipvg_planning(ex) || y->shape[0] == 0) goto done;
-    IPVG_TRY(product(ex, &out, &in, w, b, false));
-    IPVG_TRY(y->dtype == IPVG_E4M3 ? ipvg_cuda_quantise(ex, y, &out, act) : activate(ex, y, act));
+    if (y->dtype == IPVG_E4M3) {
+        IPVG_TRY(product_to_e4m3(ex, y, &in, w, b, act));
+    } else if (!ipvg_planning(ex) && y->shape[0]) {
+        IPVG_TRY(product(ex, y, &in, w, b, false));
+        IPVG_TRY(activate(ex, y, act));
+    }
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
