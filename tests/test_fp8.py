@@ -82,9 +82,8 @@ def test_what_large_products_take_is_seen_as_its_values():
 
 @gpu
 def test_scratch_is_what_was_planned():
-    given, device = inputs(WIDE), _core.Device("cuda", dtype="fp8")
+    given, device = inputs(WIDE, size=(5, 16, 24)), _core.Device("cuda", dtype="fp8")
     dit = _core.Dit(device, WIDE, _core.Weights(weights_of(WIDE)))
-    device.release()  # what placing the weights took
     run(dit, given)
     assert device.scratch == dit.memory(*given[0].shape[1:])["scratch"]
 

@@ -348,9 +348,8 @@ static PyType_Slot slots[] = {
      "norms, attention, the timestep, the head and the VAE stay in float32. Without AVX-512 BF16 or AMX (`native` is\n"
      "False) the same numbers come at the speed of float32, not faster. 'fp8', on Hopper GPUs: 'bfloat16', but the\n"
      "diffusion model's large products take weights and activations as 8-bit numbers (E4M3, a scale for each output\n"
-     "channel and token): faster and smaller, further from float32. One call runs at a time on a device; use one "
-     "device\n"
-     "per thread to run several."},
+     "channel and token): faster and smaller, further from float32. One call runs at a time on a device; use one\n"
+     "device per thread to run several."},
     {Py_tp_new, device_new},
     {Py_tp_dealloc, device_dealloc},
     {Py_tp_methods, methods},
