@@ -33,7 +33,8 @@ def estimate(
     stage's), "latents" (prepared texts, contexts and the sampler's own) and "video" (the result).
 
     guidance: None = tpige_code(). Works without the files' data: only names and shapes are used. Raises ValueError for
-    a size or device that cannot work, or a dtype other than float32 and bfloat16.
+    a size or device that cannot work, or a dtype other than float32, bfloat16 and fp8,
+    ipvg.UnsupportedError for one that this device has not.
     """
     check_size((width, height), frames)
     dev = _core.Device(device, dtype=dtype)

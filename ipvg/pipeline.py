@@ -84,8 +84,10 @@ class Pipeline:
         """Opens a checkpoint folder (official or diffusers layout); None: the bundled one, `bundled()`.
 
         Reads headers only. threads: of the CPU; None: all cores. The same seed and thread count give the same bytes.
-        dtype: "float32", or "bfloat16" for the matrix products of the transformers (help(ipvg.Device) says more).
-        Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads).
+        dtype: "float32", or "bfloat16" for the matrix products of the transformers, or on a Hopper GPU "fp8" for the
+            large ones of the diffusion model (help(ipvg.Device) says more).
+        Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads,
+        dtype), ipvg.UnsupportedError (this device has no such dtype).
         """
         threads = 0 if threads is None else threads
         return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads, dtype))

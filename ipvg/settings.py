@@ -148,7 +148,7 @@ SETTINGS: dict[str, Setting] = {
     "lora": Setting([], _loras),
     "device": Setting("cpu", _text, text=True),
     "threads": Setting(None, _integer(1, 4096)),
-    "dtype": Setting("float32", _choice("float32", "bfloat16"), text=True),
+    "dtype": Setting("float32", _choice("float32", "bfloat16", "fp8"), text=True),
     "size": Setting(None, _size),
     "frames": Setting(None, _frames),
     "chunk": Setting(None, _frames),

@@ -37,30 +37,55 @@ __device__ inline void moments(float *mean, float *rest, float *inverse, norm_ro
     *inverse = 1.f / sqrtf(both[1] * share - *rest * *rest + eps);
 }
 
-/* Writes what `result` makes of each chunk, quantised by its greatest number if y is E4M3. */
-template <int V, class F>
-__device__ inline void write_row(const array &y, float *y_scale, norm_row<V> &row, int64_t number, F result)
+template <int V>
+__device__ inline float greatest(float most, const float (&v)[V])
 {
-    float factor = 1.f;
-    if (y_scale) {
-        float most = 0.f;
+#pragma unroll
+    for (int i = 0; i < V; i++) most = fmaxf(most, fabsf(v[i]));
+    return most;
+}
+
+/* Writes v * factor, which is E4M3 then. */
+template <int V>
+__device__ inline void store_times(const array &y, int64_t at, const float (&v)[V], float factor)
+{
+    float out[V];
+#pragma unroll
+    for (int i = 0; i < V; i++) out[i] = v[i] * factor;
+    store<V>(y, at, out);
+}
+
+/* Writes what `result` makes of each chunk, in E4M3 divided by the row's scale. */
+template <int V, class F>
+__device__ inline void write_row(const array &y, float *y_scale, norm_row<V> &row, F result)
+{
+    const int64_t begin = row.t.row * y.ld;
+    float out[V], most = 0.f;
+    if (y.dtype != IPVG_K_E4M3) {
         row.each([&](const float(&v)[V], int column) {
-            float out[V];
             result(out, v, column);
-#pragma unroll
-            for (int i = 0; i < V; i++) most = fmaxf(most, fabsf(out[i]));
+            store<V>(y, begin + column, out);
         });
-        most = team_max(row.t, most);
-        if (most > 0.f) factor = E4M3_MAX / most;
-        if (row.chunks && row.t.lane == 0) y_scale[number] = most > 0.f ? most / E4M3_MAX : 1.f;
+        return;
     }
-    row.each([&](const float(&v)[V], int column) {
-        float out[V];
+    row.each_kept([&](float(&v)[V], int column) {
         result(out, v, column);
-        if (y_scale)
 #pragma unroll
-            for (int i = 0; i < V; i++) out[i] *= factor;
-        store<V>(y, number * y.ld + column, out);
+        for (int i = 0; i < V; i++) v[i] = out[i];
+        most = greatest<V>(most, v);
+    });
+    row.each_beyond([&](const float(&v)[V], int column) {
+        result(out, v, column);
+        most = greatest<V>(most, out);
+    });
+    most = team_max(row.t, most);
+    const bool seen = most > E4M3_LEAST;
+    const float factor = seen ? E4M3_MAX / most : 1.f;
+    if (row.chunks && row.t.lane == 0) y_scale[row.t.row] = seen ? most / E4M3_MAX : 1.f;
+    row.each_kept([&](const float(&v)[V], int column) { store_times<V>(y, begin + column, v, factor); });
+    row.each_beyond([&](const float(&v)[V], int column) {
+        result(out, v, column);
+        store_times<V>(y, begin + column, out, factor);
     });
 }
 
@@ -71,7 +96,7 @@ __device__ inline void write_norm(const array &y, float *y_scale, norm_row<V> &r
     float mean, rest, inverse;
     moments<V>(&mean, &rest, &inverse, row, eps, d);
     const float low = -rest * inverse;
-    write_row<V>(y, y_scale, row, row.t.row, [&](float(&out)[V], const float(&v)[V], int column) {
+    write_row<V>(y, y_scale, row, [&](float(&out)[V], const float(&v)[V], int column) {
         float m[V], a[V];
         load<V>(m, mul, column);
         load<V>(a, add, column);
@@ -80,25 +105,27 @@ __device__ inline void write_norm(const array &y, float *y_scale, norm_row<V> &r
     });
 }
 
-template <int V, bool Usual>
+/* Usual: 2 is the same with a result in E4M3. */
+template <int V, int Usual>
 __global__ void __launch_bounds__(TEAM_MOST, 1)
     layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus, float eps, int64_t rows,
                       int64_t d, int lanes)
 {
     const team t(lanes);
-    if (Usual) y_scale = NULL, y.dtype = x.dtype = IPVG_K_BF16, mul.dtype = add.dtype = IPVG_K_F32;
+    if (Usual) y.dtype = Usual == 2 ? IPVG_K_E4M3 : IPVG_K_BF16, x.dtype = IPVG_K_BF16;
+    if (Usual) mul.dtype = add.dtype = IPVG_K_F32;
     norm_row<V> row(t, x, rows, d);
     write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
 }
 
-template <int V, bool Usual>
+template <int V, int Usual>
 __global__ void __launch_bounds__(TEAM_MOST, 1)
     gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
                               float eps, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
     if (Usual) {
-        y_scale = NULL, y.dtype = x.dtype = u.dtype = IPVG_K_BF16;
+        y.dtype = Usual == 2 ? IPVG_K_E4M3 : IPVG_K_BF16, x.dtype = u.dtype = IPVG_K_BF16;
         gate.dtype = mul.dtype = add.dtype = IPVG_K_F32;
     }
     norm_row<V> row(t, x, rows, d);
@@ -156,7 +183,7 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
     const team t(lanes);
     if (Usual) x.dtype = IPVG_K_BF16, y.dtype = IPVG_K_E4M3;
     norm_row<V> row(t, x, rows, d);
-    write_row<V>(y, y_scale, row, t.row, [&](float(&out)[V], const float(&v)[V], int) {
+    write_row<V>(y, y_scale, row, [&](float(&out)[V], const float(&v)[V], int) {
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = act_of(v[i], act);
     });
@@ -203,6 +230,13 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
                       d, p8.lanes);                                                                                   \
     } while (0)
 
+/* The same with 16-byte accesses and a result in E4M3. */
+#define BYTES(kernel, rows, d, stream, ...)                                                      \
+    do {                                                                                         \
+        const team_plan p = plan_teams(rows, (d) / 8, norm_keep<8>::value);                      \
+        return launch(kernel<8, 2>, p.blocks, p.threads, stream, __VA_ARGS__, rows, d, p.lanes); \
+    } while (0)
+
 static bool bad(int64_t rows, int64_t d) { return rows < 0 || d < 1 || d > INT32_MAX; }
 
 /* An E4M3 result and its scales come together. */
@@ -213,8 +247,10 @@ int ipvg_k_layer_norm(array y, float *y_scale, array x, array mul, array add, fl
 {
     mul = flat(mul), add = flat(add);
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, mul, add)) return cudaErrorInvalidValue;
-    ROWS(layer_norm_kernel, 1, wide(d, y, x, mul, add), all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, mul, add), rows,
-         d, stream, y, y_scale, x, mul, add, plus, eps);
+    const bool fast = wide(d, y, x, mul, add), usual = all_of(IPVG_K_BF16, x) && all_of(IPVG_K_F32, mul, add);
+    if (y_scale && fast && usual) BYTES(layer_norm_kernel, rows, d, stream, y, y_scale, x, mul, add, plus, eps);
+    ROWS(layer_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), rows, d, stream, y, y_scale, x, mul, add, plus,
+         eps);
 }
 
 int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
@@ -222,8 +258,11 @@ int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array g
 {
     gate = flat(gate), mul = flat(mul), add = flat(add);
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, u, gate, mul, add)) return cudaErrorInvalidValue;
-    ROWS(gate_residual_norm_kernel, 1, wide(d, y, x, u, gate, mul, add),
-         all_of(IPVG_K_BF16, y, x, u) && all_of(IPVG_K_F32, gate, mul, add), rows, d, stream, y, y_scale, x, u, gate,
+    const bool fast = wide(d, y, x, u, gate, mul, add),
+               usual = all_of(IPVG_K_BF16, x, u) && all_of(IPVG_K_F32, gate, mul, add);
+    if (y_scale && fast && usual)
+        BYTES(gate_residual_norm_kernel, rows, d, stream, y, y_scale, x, u, gate, mul, add, plus, eps);
+    ROWS(gate_residual_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), rows, d, stream, y, y_scale, x, u, gate,
          mul, add, plus, eps);
 }
 

@@ -16,6 +16,7 @@
 typedef ipvg_k_array array;
 
 #define E4M3_MAX 448.f
+#define E4M3_LEAST 1e-34f /* a row below it becomes zeros: 448 / 1e-36 is infinite */
 
 __host__ __device__ inline int64_t dtype_size(ipvg_k_dtype dtype)
 {

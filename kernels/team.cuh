@@ -97,9 +97,21 @@ struct kept_row {
     template <class F>
     __device__ void each(F f)
     {
+        each_kept(f);
+        each_beyond(f);
+    }
+
+    /* Those in registers; those beyond them. */
+    template <class F>
+    __device__ void each_kept(F f)
+    {
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (chunk(i) < chunks) f(v[i], chunk(i) * V);
+    }
+    template <class F>
+    __device__ void each_beyond(F f)
+    {
         for (int c = chunk(N); c < chunks; c += t.lanes) {
             float again[V];
             load<V>(again, x, begin + c * V);

@@ -50,6 +50,12 @@ def test_branches_share_work_on_the_emulated_device():
 
 
 @emulated
+def test_fp8_on_the_emulated_device():
+    """The products are a plain loop over the E4M3 numbers and their scales; quantising is the engine's own."""
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_fp8.py", IPVG_DEVICE="cuda")
+
+
+@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

@@ -18,6 +18,7 @@ from .bench import Bench, array, dit_inputs
 from .row import Row
 
 SLACK = 1.2
+FP8 = 3.8e-2  # what one product of E4M3 numbers errs by on Gaussian data: a net that averages is to stay below
 
 
 def accuracy(bench: Bench) -> Iterator[Row]:
@@ -29,6 +30,19 @@ def accuracy(bench: Bench) -> Iterator[Row]:
 
 def accuracy14(bench: Bench) -> Iterator[Row]:
     yield _guarded(bench, "accuracy14", "14B forward", lambda row: _dit(bench, row, bench.sizes.b14))
+
+
+def accuracy13_fp8(bench: Bench) -> Iterator[Row]:
+    """8-bit products of the whole forward against float32; PyTorch's bfloat16 beside it."""
+
+    def run(row: Row) -> None:
+        ours, theirs, reference = _dit_results(bench, row, bench.sizes.b13, "fp8")
+        mine, other = float(relative_l2(ours, reference)), float(relative_l2(theirs, reference))
+        row.apart = mine
+        row.more |= {"ours_error": mine, "peer_error": other, "ok": mine <= FP8}
+        row.note = f"ours {mine:.2e} of {FP8:.1e}, PyTorch bfloat16 {other:.2e}: {'ok' if mine <= FP8 else 'BEYOND'}"
+
+    yield _guarded(bench, "accuracy13_fp8", "1.3B forward, fp8", run)
 
 
 def _guarded(bench: Bench, name: str, title: str, run) -> Row:
@@ -47,15 +61,20 @@ def _judge(row: Row, ours: np.ndarray, theirs: np.ndarray, reference: np.ndarray
 
 
 def _dit(bench: Bench, row: Row, c: DitConfig) -> None:
+    _judge(row, *_dit_results(bench, row, c))
+
+
+def _dit_results(bench: Bench, row: Row, c: DitConfig, dtype: str = "bfloat16"):
+    """Velocities: ours, the peer's in bfloat16, the peer's in float32."""
     size, device = bench.sizes.accuracy, bench.device
     inputs = dit_inputs(c, size, bench.sizes.words)
     row.title += f", L {work.tokens(work.latent(*size))}"
     theirs, reference = _dit_peer(bench, c, inputs)
-    with bench.ours(row) as d:
+    with bench.ours(row, dtype) as d:
         mine = _core.Dit(d, asdict(c), weights.taken(c, device))
         x, context, states = inputs
         ours = mine.forward(x, 500, mine.text(states), mine.context(context))
-    _judge(row, ours, theirs, reference)
+    return ours, theirs, reference
 
 
 def _dit_peer(bench: Bench, c: DitConfig, inputs) -> tuple[np.ndarray, np.ndarray]:

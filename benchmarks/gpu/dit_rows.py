@@ -143,10 +143,10 @@ def step13(bench: Bench) -> Iterator[Row]:
     yield row
 
 
-def fp8(bench: Bench) -> Iterator[Row]:
+def forward13_fp8(bench: Bench) -> Iterator[Row]:
     """Our forward with 8-bit matrix products beside our own in bfloat16."""
     c, size = bench.sizes.b13, bench.sizes.p480
-    row = Row("fp8", f"1.3B forward, fp8 {label(size)}")
+    row = Row("forward13_fp8", f"1.3B forward, fp8 {label(size)}")
     x, context, states = dit_inputs(c, size, bench.sizes.words)
     results = {}
 

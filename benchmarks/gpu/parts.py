@@ -9,7 +9,7 @@ import re
 PARTS = (
     ("copy", r"^Mem(cpy|set)"),
     ("attention", r"sdpa|flash|fmha|attention"),
-    ("norm", r"norm_|_norm|norm_kernel|layernorm|softmax|conv_finish|vectorized_layer_norm|rms"),
+    ("norm", r"norm_|_norm|norm_kernel|layernorm|softmax|conv_finish|vectorized_layer_norm|rms|quantise"),
     ("conv", r"conv|fprop|dgrad|implicit|winograd|xmma.*ndhwc"),
     ("gemm", r"gem[mv]|nvjet|cutlass|xmma|cublas|splitk|wgmma"),
 )

@@ -65,6 +65,14 @@ ipvg_status ipvg_arena_alloc(ipvg_context *ctx, ipvg_arena *a, void **out, size_
 ipvg_status ipvg_arena_tensor(ipvg_context *ctx, ipvg_arena *a, ipvg_tensor *out, ipvg_dtype dtype, int ndim,
                               const int64_t *shape)
 {
+    void *scale = NULL;
+    ipvg_status status;
+
     *out = ipvg_tensor_make(NULL, dtype, ndim, shape);
-    return ipvg_arena_alloc(ctx, a, &out->data, ipvg_tensor_bytes(out));
+    IPVG_TRY(ipvg_arena_alloc(ctx, a, &out->data, ipvg_tensor_bytes(out)));
+    if (dtype != IPVG_E4M3) goto done;
+    IPVG_TRY(ipvg_arena_alloc(ctx, a, &scale, (size_t)ipvg_tensor_rows(out) * sizeof *out->scale));
+    out->scale = scale;
+done:
+    return status;
 }

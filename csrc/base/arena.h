@@ -44,7 +44,7 @@ void ipvg_arena_free(ipvg_arena *a);
 /* A block of `bytes`; it lives until the stack is reset to a mark taken before it. In planning mode the pointer must
  * not be read or written. IPVG_E_MEMORY when a reserved arena is too small: a planning error, not the user's. */
 ipvg_status ipvg_arena_alloc(ipvg_context *ctx, ipvg_arena *a, void **out, size_t bytes);
-/* A contiguous tensor in the arena. */
+/* A contiguous tensor in the arena; an E4M3 one (rows, columns) with its scales. */
 ipvg_status ipvg_arena_tensor(ipvg_context *ctx, ipvg_arena *a, ipvg_tensor *out, ipvg_dtype dtype, int ndim,
                               const int64_t *shape);
 static inline size_t ipvg_arena_mark(const ipvg_arena *a) { return a->used; }

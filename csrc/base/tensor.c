@@ -10,7 +10,7 @@ static const struct {
 } dtypes[IPVG_DTYPES] = {
     [IPVG_F32] = {4, "float32"}, [IPVG_BF16] = {2, "bfloat16"}, [IPVG_F16] = {2, "float16"},
     [IPVG_F64] = {8, "float64"}, [IPVG_I32] = {4, "int32"},     [IPVG_I64] = {8, "int64"},
-    [IPVG_U8] = {1, "uint8"},
+    [IPVG_U8] = {1, "uint8"},    [IPVG_E4M3] = {1, "fp8"},
 };
 
 size_t ipvg_dtype_size(ipvg_dtype dtype) { return dtypes[dtype].size; }
@@ -65,6 +65,7 @@ ipvg_tensor ipvg_tensor_slice(const ipvg_tensor *t, int64_t first, int64_t count
     int64_t step = t->ndim == 2 ? t->ld : ipvg_tensor_count(t) / (t->shape[0] ? t->shape[0] : 1);
     s.shape[0] = count;
     if (t->data) s.data = (char *)t->data + (size_t)(first * step) * ipvg_dtype_size(t->dtype);
+    if (t->scale) s.scale += first;
     return s;
 }
 

@@ -12,6 +12,7 @@ typedef enum ipvg_dtype {
     IPVG_F32,
     IPVG_BF16,
     IPVG_F16,
+    IPVG_E4M3, /* 8-bit float, finite up to 448: of matrices on a GPU alone */
     IPVG_F64,
     IPVG_I32,
     IPVG_I64,
@@ -25,10 +26,11 @@ typedef struct ipvg_tensor {
     int64_t shape[IPVG_MAX_DIMS];
     int64_t ld; /* elements from one row (last axis) to the next; shape[ndim-1] when contiguous */
     void *data;
+    float *scale; /* E4M3: what the numbers of each row are times, in the same memory; else NULL */
 } ipvg_tensor;
 
 size_t ipvg_dtype_size(ipvg_dtype dtype);
-const char *ipvg_dtype_name(ipvg_dtype dtype); /* "float32", "bfloat16", ... */
+const char *ipvg_dtype_name(ipvg_dtype dtype); /* "float32", "bfloat16", "fp8", ... */
 
 /* A contiguous view of `data`. ipvg_tensor_of(x, IPVG_F32, 2, rows, cols) */
 #define ipvg_tensor_of(data, dtype, ...)                                                         \

@@ -101,6 +101,10 @@ static ipvg_status place(ipvg_placing *p, void *model)
     const ipvg_dtype half = p->ex->be->activation;
     ipvg_status status;
 
+    if (ipvg_dit_large(p->ex->be) == IPVG_E4M3 && (m->config.dim % 16 || m->config.ffn_dim % 16))
+        return ipvg_fail(p->ex->ctx, IPVG_E_UNSUPPORTED,
+                         "DiT: fp8 takes widths that are multiples of 16, not %d and %d; try dtype='bfloat16'",
+                         m->config.dim, m->config.ffn_dim);
     IPVG_TRY(ipvg_dit_linear_place(p, &m->patch, half));
     if (m->config.n_vace) IPVG_TRY(ipvg_dit_linear_place(p, &m->vace_patch, half));
     for (int i = 0; i < 2; i++) IPVG_TRY(ipvg_dit_linear_place(p, &m->text[i], half));

@@ -62,26 +62,26 @@ ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg
 {
     ipvg_status status;
     IPVG_TRY(ipvg_place(p, &linear->w, dtype));
-    IPVG_TRY(ipvg_place(p, &linear->b, dtype));
+    IPVG_TRY(ipvg_place(p, &linear->b, dtype == IPVG_E4M3 ? p->ex->be->activation : dtype));
 done:
     return status;
 }
 
 ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *b)
 {
-    const ipvg_dtype half = p->ex->be->activation;
+    const ipvg_dtype half = p->ex->be->activation, large = ipvg_dit_large(p->ex->be);
     ipvg_dit_attention *self = &b->self, *cross = &b->cross;
     ipvg_tensor *const w[] = {&self->q.w, &self->k.w, &self->v.w}, *const bias[] = {&self->q.b, &self->k.b, &self->v.b};
-    ipvg_dit_linear *const linears[] = {&self->o, &cross->q, &cross->k,  &cross->v, &cross->o,
-                                        &b->up,   &b->down,  &b->before, &b->after};
+    ipvg_dit_linear *const linears[] = {&self->o,  &cross->q, &cross->o,  &b->up,   &b->down, /* 5 large ones */
+                                        &cross->k, &cross->v, &b->before, &b->after};
     ipvg_tensor *const vectors[] = {&b->modulation, &self->norm_q, &self->norm_k, &cross->norm_q,
                                     &cross->norm_k, &b->norm3_w,   &b->norm3_b};
     ipvg_status status;
 
-    IPVG_TRY(ipvg_place_joined(p, &self->qkv.w, w, 3, half));
+    IPVG_TRY(ipvg_place_joined(p, &self->qkv.w, w, 3, large));
     IPVG_TRY(ipvg_place_joined(p, &self->qkv.b, bias, 3, half));
     for (int i = 0; i < 9; i++)
-        if (linears[i]->w.ndim) IPVG_TRY(ipvg_dit_linear_place(p, linears[i], half));
+        if (linears[i]->w.ndim) IPVG_TRY(ipvg_dit_linear_place(p, linears[i], i < 5 ? large : half));
     for (int i = 0; i < 7; i++) IPVG_TRY(ipvg_place(p, vectors[i], IPVG_F32));
 done:
     return status;
@@ -114,8 +114,8 @@ static ipvg_tensor part(const ipvg_tensor *mod, int64_t r)
     return ipvg_tensor_of(row.data, IPVG_F32, mod->shape[1]);
 }
 
-/* h (L, D) = self_attention(h) before its last linear. q (L, D) is scratch. */
-static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const ipvg_dit_block *b,
+/* h (L, D) = self_attention(n (L, D)) before its last linear. q (L, D) is scratch. */
+static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *n, const ipvg_dit_block *b,
                           const ipvg_dit_given *given)
 {
     const ipvg_dit_attention *a = &b->self;
@@ -127,13 +127,13 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
     ipvg_status status;
 
     if (given->perturb == IPVG_DIT_IDENTITY) {
-        IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->v, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, q, n, &a->v, IPVG_ACT_NONE));
         IPVG_TRY(ipvg_dit_copy(ex, h, q));
         goto done;
     }
     if (a->qkv.w.ndim) { /* one product, its columns in three */
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &qkv, h->dtype, 2, (const int64_t[]){h->shape[0], 3 * c->dim}));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &qkv, h, &a->qkv, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &qkv, n, &a->qkv, IPVG_ACT_NONE));
         columns = ipvg_tensor_columns(&qkv, 0, c->dim);
         q = &columns;
         k = ipvg_tensor_columns(&qkv, c->dim, c->dim);
@@ -141,9 +141,9 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
     } else {
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &k, h->dtype, 2, h->shape));
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &v, h->dtype, 2, h->shape));
-        IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &k, h, &a->k, IPVG_ACT_NONE));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &v, h, &a->v, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, q, n, &a->q, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &k, n, &a->k, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &v, n, &a->v, IPVG_ACT_NONE));
     }
     IPVG_TRY(ipvg_rms_norm_rope(ex, q, q, &a->norm_q, rope, c->heads, c->eps));
     IPVG_TRY(ipvg_rms_norm_rope(ex, &k, &k, &a->norm_k, rope, c->heads, c->eps));
@@ -157,27 +157,30 @@ done:
     return status;
 }
 
-/* x += gate * self_attention(h), h the modulated norm of x; then h = norm3(x). q (L, D) is scratch. */
-static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q, const ipvg_tensor *mod,
-                                  const ipvg_dit_block *b, const ipvg_dit_given *given)
+/* In what follows h and q (L, D) are scratch, and n (L, D) is what norms give and large products take: h again, unless that is
+ * another dtype. */
+
+/* x += gate * self_attention(n), n the modulated norm of x; then n = norm3(x). */
+static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *n, ipvg_tensor *h, ipvg_tensor *q,
+                                  const ipvg_tensor *mod, const ipvg_dit_block *b, const ipvg_dit_given *given)
 {
     const ipvg_tensor shift = part(mod, 0), scale = part(mod, 1), gate = part(mod, 2);
     ipvg_status status;
 
-    IPVG_TRY(ipvg_norm_modulate(ex, h, x, &shift, &scale, given->config->eps));
-    IPVG_TRY(ipvg_see(ex, h, "%s%d_attn_in", b->kind, b->index));
-    IPVG_TRY(attend(ex, h, q, b, given));
+    IPVG_TRY(ipvg_norm_modulate(ex, n, x, &shift, &scale, given->config->eps));
+    IPVG_TRY(ipvg_see(ex, n, "%s%d_attn_in", b->kind, b->index));
+    IPVG_TRY(attend(ex, h, q, n, b, given));
     IPVG_TRY(ipvg_see(ex, h, "%s%d_attn", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &b->self.o, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_attn_out", b->kind, b->index));
-    IPVG_TRY(ipvg_gate_residual_norm(ex, h, x, q, &gate, &b->norm3_w, &b->norm3_b, false, given->config->eps));
+    IPVG_TRY(ipvg_gate_residual_norm(ex, n, x, q, &gate, &b->norm3_w, &b->norm3_b, false, given->config->eps));
 done:
     return status;
 }
 
-/* x += cross_attention(h), h = norm3(x): no modulation, no gate. Then h = the modulated norm of x, for the FFN. The text's
+/* x += cross_attention(n), n = norm3(x): no modulation, no gate. Then n = the modulated norm of x, for the FFN. The text's
  * keys are normed and ready. */
-static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *q,
+static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *n, ipvg_tensor *h, ipvg_tensor *q,
                                    const ipvg_tensor *mod, const ipvg_dit_block *b, const ipvg_dit_config *c,
                                    const ipvg_dit_words *words)
 {
@@ -189,8 +192,8 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h
     ipvg_tensor away;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_see(ex, h, "%s%d_cross_in", b->kind, b->index));
-    IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->q, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_see(ex, n, "%s%d_cross_in", b->kind, b->index));
+    IPVG_TRY(ipvg_dit_linear_run(ex, q, n, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
     IPVG_TRY(ipvg_attention(ex, h, q, &words->k, &words->v, c->heads, qk_scale, NULL));
     if (nag) {
@@ -200,14 +203,14 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h
     }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_cross_out", b->kind, b->index));
-    IPVG_TRY(ipvg_gate_residual_norm(ex, h, x, q, NULL, &scale, &shift, true, c->eps));
+    IPVG_TRY(ipvg_gate_residual_norm(ex, n, x, q, NULL, &scale, &shift, true, c->eps));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 
-/* x += gate * ffn(h), h the modulated norm of x. */
-static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, ipvg_tensor *y, const ipvg_tensor *mod,
+/* x += gate * ffn(n), n the modulated norm of x. y (L, D) is scratch. */
+static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *n, ipvg_tensor *y, const ipvg_tensor *mod,
                                 const ipvg_dit_block *b, const ipvg_dit_config *c)
 {
     const ipvg_tensor gate = part(mod, 5);
@@ -216,11 +219,11 @@ static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, i
     ipvg_tensor inner;
     ipvg_status status;
 
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &inner, x->dtype, 2, shape));
-    IPVG_TRY(ipvg_see(ex, h, "%s%d_ffn_in", b->kind, b->index));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &inner, n->dtype, 2, shape));
+    IPVG_TRY(ipvg_see(ex, n, "%s%d_ffn_in", b->kind, b->index));
     for (int64_t first = 0, count; first < tokens; first += count) {
         count = tokens - first < shape[0] ? tokens - first : shape[0];
-        ipvg_tensor in = ipvg_tensor_slice(h, first, count), out = ipvg_tensor_slice(y, first, count);
+        ipvg_tensor in = ipvg_tensor_slice(n, first, count), out = ipvg_tensor_slice(y, first, count);
         ipvg_tensor mid = ipvg_tensor_slice(&inner, 0, count);
         IPVG_TRY(ipvg_dit_linear_run(ex, &mid, &in, &b->up, IPVG_ACT_GELU_TANH));
         IPVG_TRY(ipvg_dit_linear_run(ex, &out, &mid, &b->down, IPVG_ACT_NONE));
@@ -236,22 +239,25 @@ ipvg_status ipvg_dit_block_forward(ipvg_exec *ex, ipvg_tensor *const *x, const i
                                    const ipvg_dit_given *given, const ipvg_dit_words *words, int count)
 {
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor mod, h, q;
+    const ipvg_dtype large = ipvg_dit_large(ex->be);
+    ipvg_tensor mod, h, q, n;
     ipvg_status status;
 
     IPVG_TRY(ipvg_pace(ex));
     IPVG_TRY(ipvg_dit_modulation(ex, &mod, &b->modulation, &given->e0));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &h, x[0]->dtype, 2, x[0]->shape));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &q, x[0]->dtype, 2, x[0]->shape));
-    IPVG_TRY(self_attention(ex, x[0], &h, &q, &mod, b, given));
+    n = h;
+    if (large != h.dtype) IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &n, large, 2, x[0]->shape));
+    IPVG_TRY(self_attention(ex, x[0], &n, &h, &q, &mod, b, given));
     for (int i = 1; i < count; i++) IPVG_TRY(ipvg_dit_copy(ex, x[i], x[0]));
     for (int i = 0; i < count; i++) {
-        if (i) { /* h has been used up */
+        if (i) { /* n has been used up */
             IPVG_TRY(ipvg_pace(ex));
-            IPVG_TRY(ipvg_layer_norm(ex, &h, x[i], &b->norm3_w, &b->norm3_b, given->config->eps));
+            IPVG_TRY(ipvg_layer_norm(ex, &n, x[i], &b->norm3_w, &b->norm3_b, given->config->eps));
         }
-        IPVG_TRY(cross_attention(ex, x[i], &h, &q, &mod, b, given->config, &words[i]));
-        IPVG_TRY(feed_forward(ex, x[i], &h, &q, &mod, b, given->config));
+        IPVG_TRY(cross_attention(ex, x[i], &n, &h, &q, &mod, b, given->config, &words[i]));
+        IPVG_TRY(feed_forward(ex, x[i], &n, &q, &mod, b, given->config));
     }
 done:
     ipvg_arena_reset(ex->arena, mark);

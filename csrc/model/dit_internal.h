@@ -55,6 +55,13 @@ struct ipvg_dit_context {
 
 /* ---- dit_block.c ---- */
 
+/* What a block's large products take: those whose rows are the tokens and whose inputs have been normed or averaged, so that
+ * E4M3 holds them. VACE's projections of the state itself, 2 % of the arithmetic, are not among them, nor what is made once. */
+static inline ipvg_dtype ipvg_dit_large(const ipvg_backend *be)
+{
+    return be->compute == IPVG_E4M3 ? IPVG_E4M3 : be->activation;
+}
+
 /* Takes a block's weights by the names under `prefix` ("blocks.3"). */
 ipvg_status ipvg_dit_block_take(ipvg_context *ctx, ipvg_dit_block *block, ipvg_weights *weights,
                                 const ipvg_dit_config *config, const char *prefix);
@@ -77,7 +84,7 @@ typedef struct ipvg_dit_words {
 
 /* Brings a block's weights to the backend's memory. */
 ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *block);
-/* Both tensors of a layer, in one dtype. */
+/* Both tensors of a layer, in one dtype; of E4M3 the weights alone. */
 ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg_dtype dtype);
 
 /* x[0] (L, D) becomes block(x[0]). The others, whose contents are not read, become what the block makes of that same

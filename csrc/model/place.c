@@ -22,13 +22,14 @@ done:
 
 ipvg_status ipvg_place_joined(ipvg_placing *p, ipvg_tensor *joined, ipvg_tensor *const *t, int n, ipvg_dtype dtype)
 {
-    ipvg_tensor all = ipvg_tensor_make(NULL, dtype, t[0]->ndim, t[0]->shape);
+    const ipvg_tensor *first = t[0];
+    int64_t shape[IPVG_MAX_DIMS] = {n * first->shape[0]};
+    ipvg_tensor all;
     ipvg_status status;
 
-    all.shape[0] *= n;
-    if (all.ndim == 1) all.ld = all.shape[0];
-    IPVG_TRY(ipvg_arena_alloc(p->ex->ctx, p->home, &all.data, ipvg_tensor_bytes(&all)));
-    if (p->hollow) all.data = NULL;
+    for (int i = 1; i < first->ndim; i++) shape[i] = first->shape[i];
+    IPVG_TRY(ipvg_arena_tensor(p->ex->ctx, p->home, &all, dtype, first->ndim, shape));
+    if (p->hollow) all.data = NULL, all.scale = NULL;
     for (int i = 0; i < n; i++) {
         ipvg_tensor part = ipvg_tensor_slice(&all, i * t[i]->shape[0], t[i]->shape[0]);
         if (part.ndim == 1) part.ld = part.shape[0];

@@ -40,7 +40,8 @@ struct ipvg_conv_out;
 
 struct ipvg_backend {
     const char *name;      /* "cpu", "cuda" */
-    ipvg_dtype compute;    /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16 */
+    ipvg_dtype compute;    /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16; on a GPU also
+                              IPVG_E4M3, where the weights are that */
     ipvg_dtype activation; /* what transformers keep their activations in: IPVG_F32, on a GPU also IPVG_BF16 */
     ipvg_dtype video;      /* what the VAE keeps its frames in: IPVG_F32, on a GPU also IPVG_F16 */
     int64_t ffn_rows;      /* tokens that pass a feed-forward net together: bounds its inner buffer */

@@ -10,7 +10,8 @@
 #include "backend.h"
 
 /* y (L, N) = act(x (L, K) w (N, K)^T + b (N) or NULL). x, y rows may be strided (ld). A bfloat16 backend rounds x and w
- * to bfloat16 and sums the products in float32. */
+ * to bfloat16 and sums the products in float32. w in E4M3: x is E4M3, or is rounded to it by rows as ipvg_cast does; K and N
+ * are multiples of 16; y may be E4M3, of what act gave. */
 ipvg_status ipvg_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w, const ipvg_tensor *b,
                         ipvg_act act);
 /* The same in float32 on every backend: for the timestep and the head, which the reference keeps out of bfloat16. (On a GPU
@@ -23,7 +24,8 @@ ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *
 ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
                            const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
 
-/* y (L, D) = LN(x (L, D)) * (1 + scale (D)) + shift (D): layer norm without affine part, then modulation. */
+/* y (L, D) = LN(x (L, D)) * (1 + scale (D)) + shift (D): layer norm without affine part, then modulation. This and the next
+ * two results may be E4M3. */
 ipvg_status ipvg_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
                                const ipvg_tensor *scale, float eps);
 /* y (L, D) = LN(x (L, D)) * w (D) + b (D). */
@@ -75,7 +77,8 @@ ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tenso
 /* Once a block, instead of ipvg_check_cancel: obeys cancel(), and lets a GPU's queue hold about one block, so that this
  * is soon. */
 ipvg_status ipvg_pace(ipvg_exec *ex);
-/* y = x with y's dtype; same shape. */
+/* y = x with y's dtype; same shape. E4M3: each row (a weight's output channel) is divided by its greatest absolute number / 448,
+ * its scale, and rounded to nearest even. */
 ipvg_status ipvg_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 
 /* A causal convolution over video, channels last, that makes one frame from the newest frames before it. Weights as in

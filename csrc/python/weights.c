@@ -26,7 +26,7 @@ static int dtype_of_name(PyObject *obj, const char *tensor, ipvg_dtype *out)
 {
     const char *name = PyUnicode_Check(obj) ? PyUnicode_AsUTF8(obj) : NULL;
     for (int d = 0; name && d < IPVG_DTYPES; d++) {
-        if (strcmp(name, ipvg_dtype_name(d)) == 0) {
+        if (d != IPVG_E4M3 && strcmp(name, ipvg_dtype_name(d)) == 0) {
             *out = (ipvg_dtype)d;
             return 0;
         }

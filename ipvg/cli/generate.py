@@ -64,7 +64,7 @@ def add(commands) -> None:
         help="for step-distilled LoRAs and models: 4 steps, shift 5, no guidance; what else is given wins",
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
-    sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "fp8"], help="default: float32; fp8: Hopper GPUs")
     sub.add_argument("--size", type=size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
     sub.add_argument(
         "--frames", type=frames, metavar="N",

@@ -11,6 +11,7 @@
 #           sizes, types, alignments; poisoned results
 # parity    every stage against the golden tensors, float32
 # bf16      the same in bfloat16: errors are printed, none is judged
+# fp8       what cuBLASLt takes of 8-bit products (fp8.c), the transformer with them (errors are printed), tests/test_fp8.py
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
 # bench     benchmarks/forward.py: ours and, where it is installed, diffusers
@@ -75,6 +76,12 @@ plans_program() {
         csrc/base/tensor.c $libraries -fopenmp -lm -ldl -o build/gpu/plans && build/gpu/plans gpu
 }
 
+fp8_program() {
+    local libraries
+    libraries=$(flags cudart cublasLt) || return
+    gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -fopenmp tests/cuda/fp8.c $libraries -lm -o build/gpu/fp8 && build/gpu/fp8
+}
+
 OPS="test_rows test_flat test_engine"
 ops_program() {
     local name engine libraries jobs=() status=0
@@ -107,7 +114,7 @@ sanitizer() {
 check_ops() { run_ops 3 sanitizer "$1"; }
 check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
 check_vae() { sanitizer "$1" "$python" -m tests.cuda.parity vae stages_encode_9x16x24 stages_decode_3x16x24 --device cuda --dtype "$2"; }
-export -f plans_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
+export -f plans_program fp8_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
 export python out OPS
 
 run() {
@@ -134,6 +141,12 @@ run() {
         done
         gather "${names[@]}"
         ;;
+    fp8)
+        step fp8-cublas 200 bash -c fp8_program
+        step fp8-dit 200 "$python" -m tests.cuda.parity dit A/t500 A/t999 A/t3 A/t500_short --device cuda --dtype fp8
+        IPVG_DEVICE=cuda step fp8-tests 200 "$python" -m pytest -p no:cacheprovider -q tests/test_fp8.py
+        gather fp8-cublas fp8-dit fp8-tests
+        ;;
     gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
     memcheck | racecheck | initcheck)
         step "$1-ops" 200 bash -c "check_ops $1" &
@@ -154,5 +167,5 @@ run() {
 }
 
 { date; nvidia-smi 2>&1 | head -n 15; "$python" --version; echo "CUDA_HOME=$CUDA_HOME DNNL_ROOT=${DNNL_ROOT:-}"; } >>"$log" 2>&1
-for name in ${*:-build error plans ops parity bf16 gpu memcheck racecheck bench}; do run "$name"; done
+for name in ${*:-build error plans ops parity bf16 fp8 gpu memcheck racecheck bench}; do run "$name"; done
 exit $failed

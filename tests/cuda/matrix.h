@@ -11,6 +11,7 @@
 
 #include "../../csrc/ops/ops.h"
 #include "../../kernels/kernels.h"
+#include "numbers.h"
 
 static ipvg_context ctx;
 static ipvg_arena arena;
@@ -127,13 +128,6 @@ static void release(matrix *m)
     free(m->v);
 }
 
-static float e4m3(unsigned char b)
-{
-    const int e = b >> 3 & 15, m = b & 7;
-    const float v = (b & 0x7f) == 0x7f ? NAN : e ? ldexpf((float)(8 + m), e - 10) : ldexpf((float)m, -9);
-    return b & 0x80 ? -v : v;
-}
-
 /* Reads m back into m->v, and sees that nothing was written around its numbers. */
 static void get(const char *name, matrix *m)
 {
@@ -151,7 +145,7 @@ static void get(const char *name, matrix *m)
     for (int64_t r = 0; r < m->rows; r++) {
         const char *from = m->bits + m->first + (size_t)r * step;
         if (m->a.dtype == IPVG_K_E4M3)
-            for (int64_t c = 0; c < m->d; c++) m->v[r * m->d + c] = e4m3((unsigned char)from[c]);
+            for (int64_t c = 0; c < m->d; c++) m->v[r * m->d + c] = number_e4m3((unsigned char)from[c]);
         else
             convert(m->v + r * m->d, IPVG_K_F32, from, m->a.dtype, m->d);
     }

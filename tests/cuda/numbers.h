@@ -1,12 +1,20 @@
-/* Numbers of the three float dtypes, for the stand-ins. */
+/* Numbers of the float dtypes, for the stand-ins. */
 #ifndef IPVG_TESTS_CUDA_NUMBERS_H
 #define IPVG_TESTS_CUDA_NUMBERS_H
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../../csrc/base/tensor.h"
+
+static inline float number_e4m3(unsigned char b)
+{
+    const int e = b >> 3 & 15, m = b & 7;
+    const float v = (b & 0x7f) == 0x7f ? NAN : e ? ldexpf((float)(8 + m), e - 10) : ldexpf((float)m, -9);
+    return b & 0x80 ? -v : v;
+}
 
 static inline float number_read(const void *p, int64_t dtype, int64_t i)
 {
@@ -14,6 +22,7 @@ static inline float number_read(const void *p, int64_t dtype, int64_t i)
     float x;
     if (dtype == IPVG_F32) return ((const float *)p)[i];
     if (dtype == IPVG_F16) return (float)((const _Float16 *)p)[i];
+    if (dtype == IPVG_E4M3) return number_e4m3(((const unsigned char *)p)[i]);
     bits = (uint32_t)((const uint16_t *)p)[i] << 16;
     memcpy(&x, &bits, sizeof x);
     return x;

@@ -128,6 +128,38 @@ static void test_quantise(int64_t rows, int64_t d)
     free(want.data), free_scales(&s), release(&x), release(&q);
 }
 
+/* Numbers whose E4M3 is known: ties go to even, the greatest number becomes 448, what is not finite stays so. */
+static void test_quantise_known(ipvg_k_dtype dtype, int64_t d)
+{
+    enum { ROWS = 6, COLUMNS = 8 };
+    static const float given[ROWS][COLUMNS] = {{448, 17, 19, -17, 0x1p-10f, 0x3p-10f, -0x1p-10f, 1.0625f},
+                                               {-7.3125f, 0, 0, 0, 0, 0, 0, 0},
+                                               {0, -0.f, 0, 0, 0, 0, 0, 0},
+                                               {1, NAN, -2, 448, 0, 0, 0, 0},
+                                               {3, -INFINITY, 0, 0, 0, 0, 0, 0},
+                                               {1e-36f, -1e-36f, 0, 0, 0, 0, 0, 0}};
+    static const float value[ROWS][COLUMNS] = {
+        {448, 16, 20, -16, 0, 0x1p-8f, -0.f, 1}, {-448, 0, 0, 0, 0, 0, 0, 0}, {0, -0.f, 0, 0, 0, 0, 0, 0},
+        {1, NAN, -2, 448, 0, 0, 0, 0},           {0, NAN, 0, 0, 0, 0, 0, 0},  {0, -0.f, 0, 0, 0, 0, 0, 0}};
+    static const float scale[ROWS] = {1, 7.3125f / 448, 1, 1, INFINITY, 1};
+    matrix x = make(ROWS, d, d, dtype, true, true, 1, 0), q = make(ROWS, d, d, IPVG_K_E4M3, true, false, 0, 0);
+    float *want = calloc((size_t)(ROWS * d), sizeof *want);
+    scales s = make_scales(ROWS);
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t c = 0; c < d; c++) {
+            x.v[r * d + c] = c < COLUMNS ? given[r][c] : 0;
+            want[r * d + c] = c < COLUMNS ? value[r][c] : 0;
+        }
+    if (dtype == IPVG_K_F16) /* its least is 6e-8: another row of zeros */
+        memset(x.v + 5 * d, 0, (size_t)d * sizeof *want), want[5 * d + 1] = 0;
+    put(&x);
+    GPU(ipvg_k_quantise_rows(q.a, s.device, x.a, IPVG_K_ACT_NONE, ROWS, d, NULL));
+    judge_equal("quantise_rows, known", &q, want);
+    for (int r = 0; r < ROWS; r++)
+        if (get_scales(&s)[r] != scale[r]) FAIL("row %d has scale %g, expected %g", r, s.host[r], scale[r]);
+    free(want), free_scales(&s), release(&x), release(&q);
+}
+
 static void test_nag(int64_t rows, int64_t d)
 {
     const bool wide = pick(0, 1), in_place = pick(0, 1);
@@ -242,6 +274,9 @@ int main(int argc, char **argv)
             test_conv_finish(pick(1, 60), 96 << pick(0, 2));
         }
     usual = IPVG_K_F32;
+    for (int dtype = IPVG_K_F32; dtype <= IPVG_K_F16; dtype++)
+        for (int64_t d = 8; d <= 26; d += 9)
+            test_quantise_known((ipvg_k_dtype)dtype, d), test_quantise_known((ipvg_k_dtype)dtype, d - d % 8);
     test_refusals();
     for (int i = 0; table[i].name; i++)
         printf("%-24s %4d times  float32: %.1e of %.0e   16 bits: %.1e beyond half a unit\n", table[i].name,

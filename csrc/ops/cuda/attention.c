@@ -70,7 +70,8 @@ static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights
                                .step_y = rows * lk,
                                .in = j->q->dtype,
                                .out = IPVG_F32};
-    IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, scores, at(j->q, first, column), at(j->k, 0, column), NULL));
+    const ipvg_gemm_data of_product = {.y = scores, .x = at(j->q, first, column), .w = at(j->k, 0, column)};
+    IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, &of_product));
     if (j->bias) bias = (ipvg_k_array){at(j->bias, head, 0), IPVG_K_F32, j->bias->ld};
     IPVG_TRY(ipvg_cuda_check(
         ex->ctx,
@@ -89,7 +90,8 @@ static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights
                            .in = j->q->dtype,
                            .out = j->o->dtype,
                            .upright = 1};
-    IPVG_TRY(ipvg_blas_gemm(ex, &sum, 1.f, at(j->o, first, column), weights, at(j->v, 0, column), NULL));
+    const ipvg_gemm_data of_sum = {.y = at(j->o, first, column), .x = weights, .w = at(j->v, 0, column)};
+    IPVG_TRY(ipvg_blas_gemm(ex, &sum, 1.f, &of_sum));
 done:
     return status;
 }

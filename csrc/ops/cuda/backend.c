@@ -26,6 +26,13 @@ ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, co
     return IPVG_OK;
 }
 
+ipvg_status ipvg_cuda_result(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t)
+{
+    if (t->dtype != IPVG_E4M3) return ipvg_cuda_array(ex, out, op, t);
+    *out = (ipvg_k_array){.data = t->data, .dtype = IPVG_K_E4M3, .ld = t->ld};
+    return IPVG_OK;
+}
+
 /* Waits until the block before the last has begun... which is when everything queued before it is done: the queue then holds
  * that block's rest and what comes now. Cancelling and Ctrl-C are looked for right after. */
 static ipvg_status pace(ipvg_exec *ex)
@@ -63,8 +70,9 @@ static void cuda_free(ipvg_backend *be)
     free(be);
 }
 
-/* Below 8.0 there is no bfloat16, and no code for it in the kernels. */
-static ipvg_status check_device(ipvg_context *ctx, int device)
+/* Below 8.0 there is no bfloat16, and no code for it in the kernels. cuBLASLt takes a scale for each row and channel on 9.0
+ * alone: newer GPUs have scales for blocks of 32 instead. */
+static ipvg_status check_device(ipvg_context *ctx, int device, ipvg_dtype compute)
 {
     int count = 0, major = 0, minor = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
@@ -80,6 +88,10 @@ static ipvg_status check_device(ipvg_context *ctx, int device)
     if (major < 8)
         return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "GPU %d has compute capability %d.%d, at least 8.0 is needed", device,
                          major, minor);
+    if (compute == IPVG_E4M3 && major != 9)
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED,
+                         "fp8 needs a GPU of compute capability 9.0 (Hopper), GPU %d has %d.%d; try dtype='bfloat16'",
+                         device, major, minor);
     return IPVG_OK;
 }
 
@@ -107,15 +119,16 @@ done:
 
 ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device, ipvg_dtype compute)
 {
+    const ipvg_dtype activation = compute == IPVG_E4M3 ? IPVG_BF16 : compute;
     ipvg_cuda *cuda = NULL;
     ipvg_backend *be = NULL;
     ipvg_status status;
 
     *out = NULL;
-    if (compute != IPVG_F32 && compute != IPVG_BF16)
-        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "a GPU computes in float32 or bfloat16, not in %s",
+    if (activation != IPVG_F32 && activation != IPVG_BF16)
+        return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "a GPU computes in float32, bfloat16 or fp8, not in %s",
                          ipvg_dtype_name(compute));
-    IPVG_TRY(check_device(ctx, device));
+    IPVG_TRY(check_device(ctx, device, compute));
     IPVG_TRY(state_new(ctx, &cuda, device));
     be = malloc(sizeof *be);
     if (!be) {
@@ -125,8 +138,9 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
     *be = (ipvg_backend){
         .name = "cuda",
         .compute = compute,
-        .activation = compute,
-        .video = compute == IPVG_BF16 ? IPVG_F16 : IPVG_F32, /* its values are small: three more bits than bfloat16 */
+        .activation = activation,
+        .video =
+            activation == IPVG_BF16 ? IPVG_F16 : IPVG_F32, /* its values are small: three more bits than bfloat16 */
         .ffn_rows = INT64_MAX,
         .native = true,
         .memory = ipvg_cuda_memory(cuda),

@@ -66,14 +66,16 @@ typedef struct product {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, d; /* w, x, y */
     cublasLtMatmulPreference_t preference;
-    const void *w, *x;
-    void *y;
+    const ipvg_gemm_data *data;
     float alpha;
 } product;
 
 static cudaDataType_t type_of(int64_t dtype)
 {
-    return dtype == IPVG_BF16 ? CUDA_R_16BF : dtype == IPVG_F16 ? CUDA_R_16F : CUDA_R_32F;
+    return dtype == IPVG_BF16   ? CUDA_R_16BF
+           : dtype == IPVG_F16  ? CUDA_R_16F
+           : dtype == IPVG_E4M3 ? CUDA_R_8F_E4M3
+                                : CUDA_R_32F;
 }
 
 static ipvg_status layout(ipvg_context *ctx, cublasLtMatrixLayout_t *out, int64_t dtype, int64_t rows, int64_t columns,
@@ -95,14 +97,14 @@ done:
 }
 
 /* Largest power of two up to 16 (what a vector load needs) that divides all addresses. */
-static int64_t alignment(const product *p)
+static int64_t alignment(const ipvg_gemm_data *d)
 {
     int64_t n = 16;
-    while (((uintptr_t)p->x | (uintptr_t)p->w | (uintptr_t)p->y) % (uint64_t)n) n /= 2;
+    while (((uintptr_t)d->x | (uintptr_t)d->w | (uintptr_t)d->y) % (uint64_t)n) n /= 2;
     return n;
 }
 
-static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g, const void *bias)
+static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g)
 {
     const cublasOperation_t transposed = g->upright ? CUBLAS_OP_N : CUBLAS_OP_T;
     const cublasLtEpilogue_t epilogue = g->gelu   ? (g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU)
@@ -111,6 +113,8 @@ static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g, c
     const cudaDataType_t bias_type = type_of(g->out);
     const uint32_t no_splits = CUBLASLT_REDUCTION_SCHEME_NONE, aligned = (uint32_t)g->aligned;
     const size_t workspace = IPVG_CUDA_WORKSPACE;
+    const cublasLtMatmulMatrixScale_t by_rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const int8_t fast = 1;
     ipvg_status status;
 
     /* COMPUTE_32F, not its FAST_TF32 form: float32 stays float32. */
@@ -122,8 +126,16 @@ static ipvg_status describe(ipvg_context *ctx, product *p, const ipvg_gemm *g, c
     SET(TRANSA, transposed);
     SET(EPILOGUE, epilogue);
     if (g->bias) {
-        SET(BIAS_POINTER, bias);
+        SET(BIAS_POINTER, p->data->bias);
         SET(BIAS_DATA_TYPE, bias_type);
+    }
+    if (g->in == IPVG_E4M3) {
+        SET(A_SCALE_MODE, by_rows);
+        SET(B_SCALE_MODE, by_rows);
+        SET(A_SCALE_POINTER, p->data->scale_w);
+        SET(B_SCALE_POINTER, p->data->scale_x);
+        SET(FAST_ACCUM,
+            fast); /* sums of fewer bits, as the peers' forwards have them: test_engine.c says how far off */
     }
 #undef SET
     IPVG_TRY(
@@ -159,7 +171,8 @@ static void forget(product *p)
 static cublasStatus_t multiply(const ipvg_blas *b, const product *p, const cublasLtMatmulAlgo_t *algorithm)
 {
     const float zero = 0;
-    return cublasLtMatmul(b->handle, p->operation, &p->alpha, p->w, p->a, p->x, p->b, &zero, p->y, p->d, p->y, p->d,
+    const ipvg_gemm_data *d = p->data;
+    return cublasLtMatmul(b->handle, p->operation, &p->alpha, d->w, p->a, d->x, p->b, &zero, d->y, p->d, d->y, p->d,
                           algorithm, b->cuda->workspace, IPVG_CUDA_WORKSPACE, b->cuda->stream);
 }
 
@@ -191,8 +204,9 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
                                                   b->tune ? TRIED : 1, found, &count),
                    "no algorithm for this shape"));
     if (count == 0) {
-        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld)",
-                           (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n);
+        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s",
+                           (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n,
+                           ipvg_dtype_name((ipvg_dtype)g->in));
         goto done;
     }
     if (b->tune && count > 1) {
@@ -211,20 +225,19 @@ done:
     return status;
 }
 
-ipvg_status ipvg_blas_gemm(ipvg_exec *ex, const ipvg_gemm *g, float alpha, void *y, const void *x, const void *w,
-                           const void *bias)
+ipvg_status ipvg_blas_gemm(ipvg_exec *ex, const ipvg_gemm *g, float alpha, const ipvg_gemm_data *data)
 {
     ipvg_blas *b = ipvg_cuda_of(ex)->blas;
-    product p = {.w = w, .x = x, .y = y, .alpha = alpha};
+    product p = {.data = data, .alpha = alpha};
     ipvg_gemm key = *g;
     cublasLtMatmulAlgo_t algorithm;
     const int64_t *known;
     ipvg_status status;
 
-    key.aligned = alignment(&p);
+    key.aligned = alignment(data);
     known = ipvg_choices_get(&b->choices, &key);
     if (known) memcpy(&algorithm, known, sizeof algorithm);
-    IPVG_TRY(describe(ex->ctx, &p, &key, bias));
+    IPVG_TRY(describe(ex->ctx, &p, &key));
     if (known && multiply(b, &p, &algorithm) == CUBLAS_STATUS_SUCCESS) goto done;
     /* New, or remembered in a file that this library does not agree with. */
     IPVG_TRY(choose(ex->ctx, b, &algorithm, &key, &p));

@@ -48,6 +48,10 @@ void ipvg_cuda_pinned_free(ipvg_cuda *cuda);
 
 /* A tensor as the kernels take it; t NULL: none. IPVG_E_TYPE unless it is float32, bfloat16 or float16. */
 ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
+/* The same of a result that may be E4M3 too: its scales are t->scale. */
+ipvg_status ipvg_cuda_result(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
+/* y (L, D) E4M3 = act(x (L, D)). */
+ipvg_status ipvg_cuda_quantise(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, ipvg_act act);
 
 /* linear.c, attention.c, conv.c, rows.c: the table's entries, see ../ops.h */
 ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,

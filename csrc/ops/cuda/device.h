@@ -6,12 +6,13 @@
 #include "../backend.h"
 
 #define IPVG_CUDA_CAPSULE "ipvg._cuda.api"
-#define IPVG_CUDA_API 2 /* raise it with every change of the structures in base/ and ops/backend.h */
+#define IPVG_CUDA_API 3 /* raise it with every change of the structures in base/ and ops/backend.h */
 
 typedef struct ipvg_cuda_api {
     int version;
     size_t size; /* of ipvg_backend, as a second look */
-    /* compute: IPVG_F32 (exact: no TF32) or IPVG_BF16, which makes activations bfloat16 and the VAE float16. */
+    /* compute: IPVG_F32 (exact: no TF32); IPVG_BF16, which makes activations bfloat16 and the VAE float16; or IPVG_E4M3, the
+     * same with 8-bit products of the transformer's blocks. */
     ipvg_status (*open)(ipvg_context *ctx, ipvg_backend **out, int device, ipvg_dtype compute);
 } ipvg_cuda_api;
 

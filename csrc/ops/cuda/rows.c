@@ -6,6 +6,7 @@
 #include "cuda.h"
 
 #define ARRAY(out, op, tensor) IPVG_TRY(ipvg_cuda_array(ex, (out), (op), (tensor)))
+#define RESULT(out, op, tensor) IPVG_TRY(ipvg_cuda_result(ex, (out), (op), (tensor)))
 #define LAUNCH(op, call) IPVG_TRY(ipvg_cuda_check(ex->ctx, (call), op))
 
 static void *stream(const ipvg_exec *ex) { return ipvg_cuda_of(ex)->stream; }
@@ -17,12 +18,12 @@ static ipvg_status norm(ipvg_exec *ex, const char *op, ipvg_tensor *y, const ipv
 {
     ipvg_k_array to, from, m, a;
     ipvg_status status;
-    ARRAY(&to, op, y);
+    RESULT(&to, op, y);
     ARRAY(&from, op, x);
     ARRAY(&m, op, mul);
     ARRAY(&a, op, add);
     if (ipvg_planning(ex)) goto done;
-    LAUNCH(op, ipvg_k_layer_norm(to, NULL, from, m, a, plus, eps, x->shape[0], x->shape[1], stream(ex)));
+    LAUNCH(op, ipvg_k_layer_norm(to, y->scale, from, m, a, plus, eps, x->shape[0], x->shape[1], stream(ex)));
 done:
     return status;
 }
@@ -45,14 +46,14 @@ ipvg_status ipvg_cuda_gate_residual_norm(ipvg_exec *ex, ipvg_tensor *h, ipvg_ten
 {
     ipvg_k_array out, to, from, g, m, a;
     ipvg_status status;
-    ARRAY(&out, "gate_residual_norm", h);
+    RESULT(&out, "gate_residual_norm", h);
     ARRAY(&to, "gate_residual_norm", x);
     ARRAY(&from, "gate_residual_norm", y);
     ARRAY(&g, "gate_residual_norm", gate);
     ARRAY(&m, "gate_residual_norm", mul);
     ARRAY(&a, "gate_residual_norm", add);
     if (ipvg_planning(ex)) goto done;
-    LAUNCH("gate_residual_norm", ipvg_k_gate_residual_norm(out, NULL, to, from, g, m, a, modulate ? 1.f : 0.f, eps,
+    LAUNCH("gate_residual_norm", ipvg_k_gate_residual_norm(out, h->scale, to, from, g, m, a, modulate ? 1.f : 0.f, eps,
                                                            x->shape[0], x->shape[1], stream(ex)));
 done:
     return status;
@@ -153,10 +154,23 @@ done:
     return status;
 }
 
+ipvg_status ipvg_cuda_quantise(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, ipvg_act act)
+{
+    ipvg_k_array to, from;
+    ipvg_status status;
+    RESULT(&to, "quantise", y);
+    ARRAY(&from, "quantise", x);
+    if (ipvg_planning(ex)) goto done;
+    LAUNCH("quantise", ipvg_k_quantise_rows(to, y->scale, from, (ipvg_k_act)act, x->shape[0], x->shape[1], stream(ex)));
+done:
+    return status;
+}
+
 ipvg_status ipvg_cuda_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
 {
     ipvg_k_array to, from;
     ipvg_status status;
+    if (y->dtype == IPVG_E4M3) return ipvg_cuda_quantise(ex, y, x, IPVG_ACT_NONE);
     ARRAY(&to, "cast", y);
     ARRAY(&from, "cast", x);
     if (ipvg_planning(ex)) goto done;
