@@ -24,7 +24,7 @@ from .guidance import Guidance
 from .plan import Plan, Prepared
 from .schedule import Schedule
 from .source import Source
-from .step import Prediction, Progress, Step, Velocities, print_progress
+from .step import Prediction, Progress, Step, Tensors, Velocities, print_progress
 
 
 def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
@@ -164,10 +164,7 @@ class Sampler:
             sigma=float(self.schedule.sigmas[k]),
             timestep=int(self.schedule.timesteps[k]),
             weights=self._plan.weights_at(k),
-            velocity=self._velocities(),
-            combined=self._core.combined,
-            x0=self._core.x0,
-            latent=self._core.latent,
+            tensors=self._tensors(combined=self._core.tensor("combined"), x0=self._core.tensor("x0")),
             seconds=seconds,
         )
 
@@ -178,8 +175,7 @@ class Sampler:
             index=k,
             sigma=float(self.schedule.sigmas[k]),
             timestep=int(self.schedule.timesteps[k]),
-            latent=core.latent,
-            velocity=self._velocities(),
+            tensors=self._tensors(writable=bool(self.edit_velocity)),
         )
         for name, velocity in ((self.edit_velocity and self.edit_velocity(seen)) or {}).items():
             if name not in seen.velocity:
@@ -188,14 +184,16 @@ class Sampler:
             core.set_velocity(self._names.index(name), velocity)
         core.combine()
         if self.edit_combined:
-            velocity = self.edit_combined(dataclasses.replace(seen, combined=core.combined))
+            tensors = self._tensors(combined=core.tensor("combined", writable=True))
+            velocity = self.edit_combined(dataclasses.replace(seen, tensors=tensors))
             if velocity is not None:
                 core.set_velocity(-1, velocity)
         core.advance()
 
-    def _velocities(self) -> Velocities:
-        found = {name: self._core.velocity(i) for i, name in enumerate(self._names)}
-        return Velocities({name: v for name, v in found.items() if v is not None})
+    def _tensors(self, writable: bool = False, **others: _core.Tensor) -> Tensors:
+        found = {name: self._core.tensor(i, writable=writable) for i, name in enumerate(self._names)}
+        velocity = Velocities({name: v for name, v in found.items() if v is not None}, lambda tensor: tensor)
+        return Tensors(self._core.tensor("latent"), velocity, **others)
 
     def run(
         self,
@@ -239,7 +237,7 @@ class Sampler:
             raise ValueError(f"at: no copy of the state before step {at} was kept (see record=); there are: {known}")
         prepared = self._prepared.with_texts(text) if text else self._prepared
         rule = self.guidance if guidance is None else guidance
-        other = self._like(prepared, rule, self.seed, np.zeros_like(self.latent))
+        other = self._like(prepared, rule, self.seed, np.zeros(self.source.latent_shape, np.float32))
         other._load(state, self._apgs())
         return other
 
@@ -327,7 +325,7 @@ class Sampler:
     def latent(self) -> np.ndarray:
         """(C, F, h, w) float32 view: the sample that the model sees next, reference slots included. Assign an array to
         replace it; the solver's history stays as it is."""
-        return self._core.latent
+        return np.asarray(self._core.tensor("latent"))
 
     @latent.setter
     def latent(self, value: np.ndarray) -> None:
@@ -336,7 +334,12 @@ class Sampler:
     @property
     def latents(self) -> np.ndarray:
         """(C, F - references, h, w) float32 view of `latent`: what the VAE decodes, once the run is done."""
-        return self._core.latent[:, self.source.references :]
+        return np.asarray(self.latents_tensor)
+
+    @property
+    def latents_tensor(self) -> _core.Tensor:
+        """`latents` where the model runs: for the VAE without a way over the host, or for another library."""
+        return self._core.tensor("latent", skip=self.source.references)
 
     @property
     def forwards(self) -> int:

@@ -9,6 +9,9 @@ import pytest
 import ipvg
 
 
+PROTOCOLS = ("__iter__", "__next__", "__array__", "__dlpack__", "__dlpack_device__")
+
+
 def declared(path):
     """{name: None for a function, else the names in the class}"""
     out = {}
@@ -24,7 +27,7 @@ def present(module):
     out = {}
     for name, value in vars(module).items():
         if isinstance(value, type):
-            names = {n for n in vars(value) if not n.startswith("_") or n in ("__iter__", "__next__")}
+            names = {n for n in vars(value) if not n.startswith("_") or n in PROTOCOLS}
             out[name] = set() if issubclass(value, Exception) else names
         elif not name.startswith("_") and callable(value):
             out[name] = None

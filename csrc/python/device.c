@@ -18,7 +18,7 @@ static int poll_signals(void *user)
     return raised;
 }
 
-int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
+int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run)
 {
     Py_INCREF(dev);
     run->dev = dev;
@@ -28,6 +28,14 @@ int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
     dev->ctx.error[0] = 0;
     dev->ctx.poll = poll_signals;
     dev->ctx.poll_user = run;
+    return 1;
+}
+
+int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
+{
+    ipvg_py_enter_unsettled(dev, run);
+    if (dev->touched && dev->be->settle) dev->be->settle(&dev->ex); /* an error that stays is found by what follows */
+    dev->touched = atomic_load(&dev->lent) > 0;
     return 1;
 }
 
@@ -82,8 +90,7 @@ int ipvg_py_place(ipvg_py_device *dev, ipvg_status (*place)(ipvg_exec *ex, void 
 
 /* ---- trace ---- */
 
-/* bfloat16, which NumPy has not, as the float32 of the same value. */
-static PyObject *widened(PyObject *half)
+PyObject *ipvg_py_widen(PyObject *half)
 {
     PyArrayObject *from = (PyArrayObject *)half;
     PyObject *wide = half ? PyArray_SimpleNew(PyArray_NDIM(from), PyArray_DIMS(from), NPY_FLOAT32) : NULL;
@@ -119,7 +126,7 @@ static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
         Py_DECREF(array);
         return ipvg_py_raise(ex->ctx, status);
     }
-    return t->dtype == IPVG_BF16 ? widened(array) : array;
+    return t->dtype == IPVG_BF16 ? ipvg_py_widen(array) : array;
 }
 
 static ipvg_status trace_see(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor)
