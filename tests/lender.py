@@ -1,4 +1,4 @@
-"""Another array library, in ctypes: lends memory by DLPack, honestly or not, and looks into capsules that it is given."""
+"""Another array library, in ctypes: lends memory by DLPack, honestly or not, and looks into capsules it is given."""
 
 from __future__ import annotations
 

@@ -50,6 +50,12 @@ def test_branches_share_work_on_the_emulated_device():
 
 
 @emulated
+def test_arrays_are_shared_on_the_emulated_device():
+    """With another library whose stream does nothing until somebody waits for it."""
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_dlpack.py", IPVG_DEVICE="cuda")
+
+
+@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

@@ -8,7 +8,6 @@ import pytest
 
 import ipvg
 
-
 PROTOCOLS = ("__iter__", "__next__", "__array__", "__dlpack__", "__dlpack_device__")
 
 

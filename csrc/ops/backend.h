@@ -56,10 +56,10 @@ struct ipvg_backend {
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
     /* How others that use the same device meet this backend. NULL where be->host. */
-    int device;                                            /* CUDA's number */
-    void *stream;                                          /* all work is queued there */
-    ipvg_status (*follow)(ipvg_exec *ex, void *stream);    /* that stream waits for what has been queued */
-    ipvg_status (*settle)(ipvg_exec *ex);                  /* waits for all that the device has been given, by others too */
+    int device;                                         /* CUDA's number */
+    void *stream;                                       /* all work is queued there */
+    ipvg_status (*follow)(ipvg_exec *ex, void *stream); /* that stream waits for what has been queued */
+    ipvg_status (*settle)(ipvg_exec *ex); /* waits for all that the device has been given, by others too */
 
     /* ipvg_planes_load, _send, _receive; NULL where be->host. */
     ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);

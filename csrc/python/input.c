@@ -87,8 +87,7 @@ static PyObject *take_over(PyObject *capsule, const ipvg_dl_tensor **t, const ch
     void *managed;
     if (name && strcmp(name, "dltensor_versioned") == 0) {
         ipvg_dl_versioned *m = managed = PyCapsule_GetPointer(capsule, name);
-        if (m->major != 1)
-            return PyErr_Format(PyExc_BufferError, "%s: DLPack %d, expected 1", what, (int)m->major);
+        if (m->major != 1) return PyErr_Format(PyExc_BufferError, "%s: DLPack %d, expected 1", what, (int)m->major);
         *t = &m->tensor;
         name = USED_VERSIONED;
     } else if (name && strcmp(name, "dltensor") == 0) {
@@ -111,7 +110,8 @@ static PyObject *take_over(PyObject *capsule, const ipvg_dl_tensor **t, const ch
 /* obj.__dlpack__(stream=..., max_version=(1, 0)), or as older libraries have it. */
 static PyObject *ask(PyObject *obj, PyObject *method, const ipvg_backend *be, int device)
 {
-    PyObject *options = device ? Py_BuildValue("{s:K}", "stream", (unsigned long long)(uintptr_t)be->stream) : PyDict_New();
+    PyObject *options =
+        device ? Py_BuildValue("{s:K}", "stream", (unsigned long long)(uintptr_t)be->stream) : PyDict_New();
     PyObject *version = options ? Py_BuildValue("(ii)", 1, 0) : NULL, *none = version ? PyTuple_New(0) : NULL;
     PyObject *capsule = NULL;
     (void)obj;
@@ -157,7 +157,8 @@ static int look(lent *out, const ipvg_dl_tensor *t, const char *what, int ndim, 
     if (!read_ndim(&ndim, t->ndim, what)) return 0;
     int fits = t->ndim == ndim && ndim <= IPVG_MAX_DIMS && t->shape;
     *out = (lent){.count = 1};
-    for (int i = 0; fits && i < ndim; i++) fits = t->shape[i] >= 0 && (!shape || shape[i] < 0 || t->shape[i] == shape[i]);
+    for (int i = 0; fits && i < ndim; i++)
+        fits = t->shape[i] >= 0 && (!shape || shape[i] < 0 || t->shape[i] == shape[i]);
     if (!fits) {
         PyObject *found = PyList_New(0);
         for (int i = 0; found && t->shape && i < t->ndim && i < 16; i++) {
@@ -299,8 +300,9 @@ static int take_loan(ipvg_py_input *out, ipvg_py_device *dev, PyObject *obj, PyO
     if (!where || !PyTuple_Check(where) || !PyArg_ParseTuple(where, "ii:__dlpack_device__", &type, &id)) goto done;
     const int host = type == IPVG_DL_CPU || type == IPVG_DL_CUDA_HOST;
     if (!host && (type != IPVG_DL_CUDA || dev->be->host || id != dev->be->device)) {
-        PyErr_Format(PyExc_ValueError, "%s: lies on DLPack's device %R, the model on %s %d; copy it there or to the host",
-                     what, where, dev->be->name, dev->be->device);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: lies on DLPack's device %R, the model on %s %d; copy it there or to the host", what, where,
+                     dev->be->name, dev->be->device);
         goto done;
     }
     capsule = ask(obj, method, dev->be, !host);
@@ -337,8 +339,8 @@ int ipvg_py_take(ipvg_py_input *out, ipvg_py_device *dev, PyObject *obj, const c
     else if (PyArray_Check(obj) || !PyObject_HasAttrString(obj, "__dlpack__"))
         ok = keep_array(out, obj, what, ndim, shape);
     else
-        ok = (method = PyObject_GetAttrString(obj, "__dlpack__")) &&
-             take_loan(out, dev, obj, method, what, ndim, shape);
+        ok =
+            (method = PyObject_GetAttrString(obj, "__dlpack__")) && take_loan(out, dev, obj, method, what, ndim, shape);
     Py_XDECREF(method);
     if (!ok) ipvg_py_drop(out);
     return ok;

@@ -205,8 +205,8 @@ PyMODINIT_FUNC PyInit__core(void)
                       "Valid, but not by this build or on this machine.", PyExc_RuntimeError) ||
         add_exception(m, &backend_error, "BackendError", "ipvg.BackendError", "A library below ipvg failed.",
                       PyExc_RuntimeError) ||
-        ipvg_py_add_device(m) || ipvg_py_add_tensor(m) || ipvg_py_add_weights(m) || ipvg_py_add_umt5(m) || ipvg_py_add_vae(m) ||
-        ipvg_py_add_dit(m) || ipvg_py_add_sampler(m) || ipvg_py_add_prepare(m)) {
+        ipvg_py_add_device(m) || ipvg_py_add_tensor(m) || ipvg_py_add_weights(m) || ipvg_py_add_umt5(m) ||
+        ipvg_py_add_vae(m) || ipvg_py_add_dit(m) || ipvg_py_add_sampler(m) || ipvg_py_add_prepare(m)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -389,8 +389,10 @@ static PyMethodDef methods[] = {
     {"load", sampler_load, METH_VARARGS, "load(index, forwards, state)\n\nGoes on from there: the inverse of state()."},
     {"needs", sampler_needs, METH_VARARGS, "needs(step, branch) -> is it predicted there?"},
     {"tensor", (PyCFunction)(void (*)(void))sampler_tensor, METH_VARARGS | METH_KEYWORDS,
-     "tensor(what, *, skip=0, writable=False) -> Tensor or None\n\nA tensor of the run, which the next step overwrites:\n"
-     "'latent', the sample with its reference slots; a branch's number, its prediction at the last step; 'combined' and\n"
+     "tensor(what, *, skip=0, writable=False) -> Tensor or None\n\nA tensor of the run, which the next step "
+     "overwrites:\n"
+     "'latent', the sample with its reference slots; a branch's number, its prediction at the last step; 'combined' "
+     "and\n"
      "'x0' of that step; None where it has none. skip: frames to leave out at the front."},
     {NULL, NULL, 0, NULL}};
 

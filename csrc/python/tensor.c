@@ -239,7 +239,8 @@ static PyObject *tensor_dlpack(PyObject *obj, PyObject *args, PyObject *kwargs)
         if (!PyTuple_Check(where) || !PyArg_ParseTuple(where, "ii", &type, &id))
             return PyErr_Format(PyExc_TypeError, "dl_device: expected (type, number), got %R", where);
         if (type == IPVG_DL_CPU && !be->host) {
-            if (copy == Py_False) return refuse("copy=False: the tensor lies on a GPU and can only be copied to the host");
+            if (copy == Py_False)
+                return refuse("copy=False: the tensor lies on a GPU and can only be copied to the host");
             PyObject *array = to_host(obj, 1), *to = array ? PyObject_GetAttrString(array, "__dlpack__") : NULL;
             PyObject *none = to ? PyTuple_New(0) : NULL, *capsule = NULL;
             PyObject *options = none ? major ? Py_BuildValue("{s:O}", "max_version", version) : PyDict_New() : NULL;
@@ -260,7 +261,8 @@ static PyObject *tensor_dlpack(PyObject *obj, PyObject *args, PyObject *kwargs)
         return capsule;
     }
     if (!self->writable && major < 1)
-        return refuse("the tensor is read-only, which DLPack can tell from 1.0 on alone; give away a copy: tensor.copy()");
+        return refuse(
+            "the tensor is read-only, which DLPack can tell from 1.0 on alone; give away a copy: tensor.copy()");
     if (!follow(self->dev, stream)) return NULL;
     return lend(self, major >= 1, self->writable ? 0 : IPVG_DL_READ_ONLY);
 }
@@ -321,27 +323,31 @@ static PyMethodDef methods[] = {
      "For numpy.asarray: a read-only view where the memory is the host's, else a copy."},
     {"__dlpack__", (PyCFunction)(void (*)(void))tensor_dlpack, METH_VARARGS | METH_KEYWORDS,
      "__dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None) -> capsule\n\n"
-     "For from_dlpack of other libraries (DLPack 1.0, array API 2024.12): the same memory. `stream`, which waits for what\n"
+     "For from_dlpack of other libraries (DLPack 1.0, array API 2024.12): the same memory. `stream`, which waits for "
+     "what\n"
      "ipvg has under way: 1 or None, 2, a handle, or -1. dl_device (1, 0): a copy on the host. Raises BufferError for\n"
      "another device, or without max_version for a tensor that is read-only."},
     {"__dlpack_device__", tensor_dlpack_device, METH_NOARGS,
      "__dlpack_device__() -> (1, 0) on the CPU, (2, n) on GPU n"},
-    {"copy", tensor_copy, METH_NOARGS, "copy() -> Tensor\n\nIts own memory on the same device, which nothing overwrites."},
+    {"copy", tensor_copy, METH_NOARGS,
+     "copy() -> Tensor\n\nIts own memory on the same device, which nothing overwrites."},
     {NULL, NULL, 0, NULL}};
 
-static PyGetSetDef getset[] = {
-    {"shape", tensor_shape, NULL, "Its sizes.", NULL},
-    {"dtype", tensor_dtype, NULL, "NumPy's float32.", NULL},
-    {"device", tensor_device, NULL, "The Device that it lies on.", NULL},
-    {"writable", tensor_writable, NULL, "May others write to it?", NULL},
-    {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef getset[] = {{"shape", tensor_shape, NULL, "Its sizes.", NULL},
+                               {"dtype", tensor_dtype, NULL, "NumPy's float32.", NULL},
+                               {"device", tensor_device, NULL, "The Device that it lies on.", NULL},
+                               {"writable", tensor_writable, NULL, "May others write to it?", NULL},
+                               {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
      "A float32 array where the model runs. numpy.asarray(t) reads it; torch.from_dlpack(t), cupy.from_dlpack(t) and\n"
-     "numpy.from_dlpack(t) (CPU) share its memory, and t.copy() has its own. Memory of a sampler stays valid for as long\n"
-     "as somebody holds it, and the next step writes to it. While memory of a GPU is lent, each call of ipvg on that device\n"
-     "begins when all work queued on the GPU is done, so that what others wrote is seen and what they read is not lost."},
+     "numpy.from_dlpack(t) (CPU) share its memory, and t.copy() has its own. Memory of a sampler stays valid for as "
+     "long\n"
+     "as somebody holds it, and the next step writes to it. While memory of a GPU is lent, each call of ipvg on that "
+     "device\n"
+     "begins when all work queued on the GPU is done, so that what others wrote is seen and what they read is not "
+     "lost."},
     {Py_tp_dealloc, tensor_dealloc},
     {Py_tp_repr, tensor_repr},
     {Py_tp_methods, methods},
