@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +47,9 @@ def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
 draw = noise  # where an argument is called noise
 
 Latents = np.ndarray
-VelocityHook = Callable[[Prediction], Mapping[str, np.ndarray] | None]
-CombinedHook = Callable[[Prediction], np.ndarray | None]
+Array = Any  # a NumPy array, an ipvg.Tensor, or an object with __dlpack__ of another library, on the host or on the GPU
+VelocityHook = Callable[[Prediction], Mapping[str, Array] | None]
+CombinedHook = Callable[[Prediction], Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Sampler:
     record: True, or the step indices before which a copy of the state is kept, for `fork(at=)`: five latents each.
     edit_velocity: called at each step with a `Prediction`; returns branch name -> velocity for those to replace, or
         None. edit_combined: the same after their combination; returns the velocity that the solver gets, or None.
+    Arrays may be another library's (texts, noise, what hooks return, `latent`): whatever has __dlpack__, on the host or
+        on the model's GPU, where it is copied to where the model reads it and never to the host. What a step shows goes
+        the other way: ``torch.from_dlpack(step.tensors.x0)``.
 
     Same seed, same thread count: the same bytes. Other thread counts differ by float32 rounding.
     Raises ValueError / TypeError naming the argument.
@@ -81,13 +86,13 @@ class Sampler:
     def __init__(
         self,
         model: _core.Dit,
-        texts: Mapping[str, np.ndarray | _core.DitText] | Prepared,
+        texts: Mapping[str, Array | _core.DitText] | Prepared,
         source: Source,
         *,
         guidance: Guidance,
         schedule: Schedule | None = None,
         seed: int | None = None,
-        noise: np.ndarray | None = None,
+        noise: Array | None = None,
         start: tuple[Latents, int | float] | None = None,
         record: bool | Collection[int] = False,
         edit_velocity: VelocityHook | None = None,
@@ -328,7 +333,7 @@ class Sampler:
         return np.asarray(self._core.tensor("latent"))
 
     @latent.setter
-    def latent(self, value: np.ndarray) -> None:
+    def latent(self, value: Array) -> None:
         self._core.set_latent(value)
 
     @property

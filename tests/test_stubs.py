@@ -17,7 +17,7 @@ def declared(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
             out[node.name] = None
-        elif isinstance(node, ast.ClassDef):
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             out[node.name] = {n.name for n in node.body if isinstance(n, ast.FunctionDef)} - {"__new__"}
     return out
 

@@ -30,8 +30,8 @@ typedef struct ipvg_py_device {
     ipvg_arena arena;
     ipvg_exec ex; /* points at the three above */
     PyThread_type_lock lock;
-    atomic_int lent; /* tensors of it that other libraries hold; see tensor.h */
-    int touched;     /* they may have read or written since the last call */
+    atomic_int lent;    /* tensors of it that other libraries hold; see tensor.h */
+    atomic_int touched; /* they may have read or written since the last call */
 } ipvg_py_device;
 
 extern PyTypeObject *ipvg_py_device_type; /* set when the module loads; a heap type */

@@ -34,8 +34,9 @@ int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run)
 int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
 {
     ipvg_py_enter_unsettled(dev, run);
-    if (dev->touched && dev->be->settle) dev->be->settle(&dev->ex); /* an error that stays is found by what follows */
-    dev->touched = atomic_load(&dev->lent) > 0;
+    if (atomic_exchange(&dev->touched, 0) && dev->be->settle)
+        dev->be->settle(&dev->ex); /* what fails, fails again below */
+    if (atomic_load(&dev->lent)) atomic_store(&dev->touched, 1);
     return 1;
 }
 

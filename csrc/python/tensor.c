@@ -196,7 +196,7 @@ static PyObject *lend(ipvg_py_tensor *self, int versioned, uint64_t flags)
         return NULL;
     }
     atomic_fetch_add(&self->dev->lent, 1);
-    self->dev->touched = 1;
+    atomic_store(&self->dev->touched, 1); /* after `lent`: ipvg_py_enter looks the other way round */
     return capsule;
 }
 
