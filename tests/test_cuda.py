@@ -42,6 +42,14 @@ def test_golden_transformer_on_the_emulated_device():
 
 
 @emulated
+def test_golden_transformer_in_bfloat16_on_the_emulated_device():
+    """Its error is at most 1.5 times PyTorch's own, though its products are not cuBLASLt's."""
+    assert "1 comparisons, 0 fail" in run(
+        sys.executable, "-m", "tests.cuda.parity", "dit", "B/t500_text1", "--dtype", "bfloat16"
+    )
+
+
+@emulated
 def test_branches_share_work_on_the_emulated_device():
     """Their velocities are the bytes of separate forwards here too, in float32 and in bfloat16."""
     module, cases = "tests/test_sharing.py::", ["test_every_preset[tpige_code]"]
