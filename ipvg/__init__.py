@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import guidance, jobs, long, lora, manifest, parity, seams, settings, tasks
-    from ._core import BackendError, Cancelled, Device, FormatError, UnsupportedError
+    from ._core import BackendError, Cancelled, Device, FormatError, Tensor, UnsupportedError
     from .chat import RemoteError
     from .checkpoint import Checkpoint
     from .cuda import error as cuda_error
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .video import Video, read_image, read_video
 
 _HOME = {
-    "_core": ("BackendError", "Cancelled", "Device", "FormatError", "UnsupportedError"),
+    "_core": ("BackendError", "Cancelled", "Device", "FormatError", "Tensor", "UnsupportedError"),
     "chat": ("RemoteError",),
     "checkpoint": ("Checkpoint",),
     "enhance": ("Enhanced", "OfflineMiss", "PromptEnhancer"),

@@ -191,7 +191,7 @@ class Job:
             run = self.pipe.sampler(text, source, self.guidance, seed=seed, **self.schedule_arguments, **self.hooks)
             run.run(progress=(lambda p: tell("denoising", p.done, p.total)) if tell else False)
         with stages.stage("decoding"):
-            made = self.pipe.decode(run.latents, tell).frames
+            made = self.pipe.decode(run.latents_tensor, tell).frames
         gain, offset = correction(made[: span.kept], before, self.match if span.kept else "none")
         record = {
             **dataclasses.asdict(span),

@@ -82,7 +82,7 @@ class VaceReference:
                 raise Cancelled("the reference's making was cancelled")
             self._run = pipe.sampler(text, source, self.guidance, steps=self.steps, shift=self.shift, seed=seed)
             self._run.run(progress=False)
-            made.append((pipe.decode(self._run.latents).frames[0], {"seed": seed, "size": list(size)}))
+            made.append((pipe.decode(self._run.latents_tensor).frames[0], {"seed": seed, "size": list(size)}))
         self._run = None
         if progress:
             progress("reference", self.candidates, self.candidates)

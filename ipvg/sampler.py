@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from .guidance import Guidance
 from .plan import Plan, Prepared
 from .schedule import Schedule
 from .source import Source
-from .step import Prediction, Progress, Step, Velocities, print_progress
+from .step import Prediction, Progress, Step, Tensors, Velocities, print_progress
 
 
 def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
@@ -46,8 +47,9 @@ def noise(seed: int, shape: Sequence[int]) -> np.ndarray:
 draw = noise  # where an argument is called noise
 
 Latents = np.ndarray
-VelocityHook = Callable[[Prediction], Mapping[str, np.ndarray] | None]
-CombinedHook = Callable[[Prediction], np.ndarray | None]
+Array = Any  # a NumPy array, an ipvg.Tensor, or an object with __dlpack__ of another library, on the host or on the GPU
+VelocityHook = Callable[[Prediction], Mapping[str, Array] | None]
+CombinedHook = Callable[[Prediction], Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Sampler:
     record: True, or the step indices before which a copy of the state is kept, for `fork(at=)`: five latents each.
     edit_velocity: called at each step with a `Prediction`; returns branch name -> velocity for those to replace, or
         None. edit_combined: the same after their combination; returns the velocity that the solver gets, or None.
+    Arrays may be another library's (texts, noise, what hooks return, `latent`): whatever has __dlpack__, on the host or
+        on the model's GPU, where it is copied to where the model reads it and never to the host. What a step shows goes
+        the other way: ``torch.from_dlpack(step.tensors.x0)``.
 
     Same seed, same thread count: the same bytes. Other thread counts differ by float32 rounding.
     Raises ValueError / TypeError naming the argument.
@@ -81,13 +86,13 @@ class Sampler:
     def __init__(
         self,
         model: _core.Dit,
-        texts: Mapping[str, np.ndarray | _core.DitText] | Prepared,
+        texts: Mapping[str, Array | _core.DitText] | Prepared,
         source: Source,
         *,
         guidance: Guidance,
         schedule: Schedule | None = None,
         seed: int | None = None,
-        noise: np.ndarray | None = None,
+        noise: Array | None = None,
         start: tuple[Latents, int | float] | None = None,
         record: bool | Collection[int] = False,
         edit_velocity: VelocityHook | None = None,
@@ -164,10 +169,7 @@ class Sampler:
             sigma=float(self.schedule.sigmas[k]),
             timestep=int(self.schedule.timesteps[k]),
             weights=self._plan.weights_at(k),
-            velocity=self._velocities(),
-            combined=self._core.combined,
-            x0=self._core.x0,
-            latent=self._core.latent,
+            tensors=self._tensors(combined=self._core.tensor("combined"), x0=self._core.tensor("x0")),
             seconds=seconds,
         )
 
@@ -178,8 +180,7 @@ class Sampler:
             index=k,
             sigma=float(self.schedule.sigmas[k]),
             timestep=int(self.schedule.timesteps[k]),
-            latent=core.latent,
-            velocity=self._velocities(),
+            tensors=self._tensors(writable=bool(self.edit_velocity)),
         )
         for name, velocity in ((self.edit_velocity and self.edit_velocity(seen)) or {}).items():
             if name not in seen.velocity:
@@ -188,14 +189,16 @@ class Sampler:
             core.set_velocity(self._names.index(name), velocity)
         core.combine()
         if self.edit_combined:
-            velocity = self.edit_combined(dataclasses.replace(seen, combined=core.combined))
+            tensors = self._tensors(combined=core.tensor("combined", writable=True))
+            velocity = self.edit_combined(dataclasses.replace(seen, tensors=tensors))
             if velocity is not None:
                 core.set_velocity(-1, velocity)
         core.advance()
 
-    def _velocities(self) -> Velocities:
-        found = {name: self._core.velocity(i) for i, name in enumerate(self._names)}
-        return Velocities({name: v for name, v in found.items() if v is not None})
+    def _tensors(self, writable: bool = False, **others: _core.Tensor) -> Tensors:
+        found = {name: self._core.tensor(i, writable=writable) for i, name in enumerate(self._names)}
+        velocity = Velocities({name: v for name, v in found.items() if v is not None}, lambda tensor: tensor)
+        return Tensors(self._core.tensor("latent"), velocity, **others)
 
     def run(
         self,
@@ -240,7 +243,7 @@ class Sampler:
         _arguments.instance("text", {} if text is None else text, Mapping, "a mapping of prompt names to states")
         prepared = self._prepared.with_texts(text) if text else self._prepared
         rule = self.guidance if guidance is None else guidance
-        other = self._like(prepared, rule, self.seed, np.zeros_like(self.latent))
+        other = self._like(prepared, rule, self.seed, np.zeros(self.source.latent_shape, np.float32))
         other._load(state, self._apgs())
         return other
 
@@ -328,16 +331,21 @@ class Sampler:
     def latent(self) -> np.ndarray:
         """(C, F, h, w) float32 view: the sample that the model sees next, reference slots included. Assign an array to
         replace it; the solver's history stays as it is."""
-        return self._core.latent
+        return np.asarray(self._core.tensor("latent"))
 
     @latent.setter
-    def latent(self, value: np.ndarray) -> None:
+    def latent(self, value: Array) -> None:
         self._core.set_latent(value)
 
     @property
     def latents(self) -> np.ndarray:
         """(C, F - references, h, w) float32 view of `latent`: what the VAE decodes, once the run is done."""
-        return self._core.latent[:, self.source.references :]
+        return np.asarray(self.latents_tensor)
+
+    @property
+    def latents_tensor(self) -> _core.Tensor:
+        """`latents` where the model runs: for the VAE without a way over the host, or for another library."""
+        return self._core.tensor("latent", skip=self.source.references)
 
     @property
     def forwards(self) -> int:

@@ -1,11 +1,14 @@
 """The bfloat16 device: its products take rounded inputs, everything else stays float32."""
 
 import dataclasses
+import importlib
+import json
 
+import bfloat16
 import numpy as np
 import pytest
 
-from ipvg import _core
+from ipvg import _core, parity
 from ipvg.checkpoint import DitConfig, TextConfig, expected, from_bfloat16, to_bfloat16
 from ipvg.parity import recipe, relative_l2
 
@@ -85,3 +88,47 @@ def test_planned_scratch_is_enough_and_bytes_repeat():
     plain = weights(DIT)
     first = velocity(plain, "bfloat16", threads=2)
     assert np.array_equal(first, velocity(plain, "bfloat16", threads=2))
+
+
+# ---- golden cases, against PyTorch's own error in bfloat16 ----
+
+
+@pytest.mark.parametrize("stage", ["umt5", "dit"])
+def test_golden_outputs_are_as_near_as_pytorch_s(golden_dir, stage, monkeypatch):
+    device = _core.Device
+    monkeypatch.setattr(_core, "Device", lambda name: device(name, dtype="bfloat16"))
+    golden = parity.Golden(golden_dir, stage)
+    results = bfloat16.judge(golden, importlib.import_module(f"ipvg.parity.{stage}").check(golden, "cpu"))
+    assert not [result for result in results if not result.ok]
+    outputs = [result.error for result in results if np.isfinite(result.bound)]
+    assert len(outputs) >= len({result.case for result in results}) - 1 and min(outputs) > 1e-4  # it is bfloat16
+
+
+def test_the_judge(golden_dir):
+    golden = parity.Golden(golden_dir, "dit")
+    case = next(iter(golden.cases.values()))
+    golden.cases = {case.name: case}
+    figure = json.loads(bfloat16.FIGURES.read_text())["stages"]["dit"]
+
+    def verdict(error, tensor="v"):
+        first, *rest = bfloat16.judge(golden, [parity.Result("dit", case.name, tensor, error, 1e-4, False)])
+        return first.ok, rest
+
+    known, most = figure.get(f"{case.name}/v", {"of": None}), max(f["error"] for f in figure.values())
+    most = known["error"] if known["of"] == bfloat16.fingerprint(case["v"]) else most
+    assert verdict(1.49 * most) == (True, [])
+    assert verdict(1.51 * most) == (False, [])
+    assert verdict(float("inf"))[0] is False
+    assert verdict(3.0, "block0") == (True, bfloat16.judge(golden, []))  # finite; but then no output was compared
+    assert verdict(float("inf"), "block0")[0] is False
+    assert [result.ok for result in bfloat16.judge(golden, [])] == [False]
+
+
+def test_a_case_without_a_figure_is_held_against_the_largest(golden_dir):
+    golden = parity.Golden(golden_dir, "dit")
+    case = next(iter(golden.cases.values()))
+    golden.cases = {"another": type(case)(golden, case.name, case.data, case.tensors)}
+    most = max(f["error"] for f in json.loads(bfloat16.FIGURES.read_text())["stages"]["dit"].values())
+    for error, ok in ((1.49 * most, True), (1.51 * most, False)):
+        (result,) = bfloat16.judge(golden, [parity.Result("dit", "another", "v", error, 1e-4, False)])
+        assert result.ok is ok and "no figure" in result.note

@@ -42,6 +42,14 @@ def test_golden_transformer_on_the_emulated_device():
 
 
 @emulated
+def test_golden_transformer_in_bfloat16_on_the_emulated_device():
+    """Its error is at most 1.5 times PyTorch's own, though its products are not cuBLASLt's."""
+    assert "1 comparisons, 0 fail" in run(
+        sys.executable, "-m", "tests.cuda.parity", "dit", "B/t500_text1", "--dtype", "bfloat16"
+    )
+
+
+@emulated
 def test_branches_share_work_on_the_emulated_device():
     """Their velocities are the bytes of separate forwards here too, in float32 and in bfloat16."""
     module, cases = "tests/test_sharing.py::", ["test_every_preset[tpige_code]"]
@@ -53,6 +61,12 @@ def test_branches_share_work_on_the_emulated_device():
 def test_fp8_on_the_emulated_device():
     """The products are a plain loop over the E4M3 numbers and their scales; quantising is the engine's own."""
     run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_fp8.py", IPVG_DEVICE="cuda")
+
+
+@emulated
+def test_arrays_are_shared_on_the_emulated_device():
+    """With another library whose stream does nothing until somebody waits for it."""
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_dlpack.py", IPVG_DEVICE="cuda")
 
 
 @emulated

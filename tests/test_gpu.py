@@ -217,3 +217,147 @@ def test_out_of_memory_is_an_exception_and_the_model_goes_on():
     with pytest.raises(MemoryError, match="MiB"):
         dit.forward(np.zeros((16, frames, side, side), np.float32), 500, dit.text(given[2]), context)
     assert np.array_equal(test_dit.run(dit, *given), want)
+
+
+# ---- beside PyTorch on the same GPU ----
+
+
+def small_sampler(golden_dir, device, **settings):
+    from ipvg import guidance, parity
+    from ipvg.parity import recipe
+    from ipvg.sampler import Sampler
+    from ipvg.schedule import Schedule
+
+    golden = parity.Golden(golden_dir, "dit")
+    config = next(iter(golden.about["configs"].values()))
+    weights = {name: golden.weight(name, shape) for name, shape in config["weights"].items()}
+    model = _core.Dit(device, {**golden.about["common"], **config}, _core.Weights(weights))
+    texts = {n: recipe.normal(n, (5, model.config["text_dim"])) for n in ("cond", "negative")}
+    settings = {} if "noise" in settings else {"seed": 1}, settings
+    return Sampler(model, texts, test_sampler.make_source(), guidance=guidance.tpige_code(), schedule=Schedule(4, 5.0),
+                   **settings[0], **settings[1])  # fmt: skip
+
+
+@pytest.fixture
+def torch():
+    module = pytest.importorskip("torch")
+    if not module.cuda.is_available():
+        pytest.skip("this PyTorch has no GPU")
+    return module
+
+
+@pytest.fixture(params=["default stream", "own stream"])
+def stream(request, torch):
+    with torch.cuda.stream(torch.cuda.Stream() if request.param == "own stream" else torch.cuda.default_stream()):
+        yield
+
+
+def busy(torch):
+    """Work that keeps the current stream busy for some 100 ms: what is queued behind it comes late."""
+    x = torch.randn(4096, 4096, device="cuda")
+    for _ in range(60):
+        x = x @ x / 64
+    return x
+
+
+def test_torch_shares_the_memory(golden_dir, torch, stream):
+    sampler = small_sampler(golden_dir, gpu())
+    step = next(sampler)
+    first, again = torch.from_dlpack(step.tensors.x0), torch.from_dlpack(step.tensors.x0)
+    assert first.is_cuda and first.data_ptr() == again.data_ptr() and first.dtype == torch.float32
+    assert np.array_equal(first.cpu().numpy(), step.x0)
+    cut = torch.from_dlpack(sampler.latents_tensor)
+    whole = torch.from_dlpack(step.tensors.latent)
+    assert cut.data_ptr() == whole[:, 1:].data_ptr() and cut.stride() == whole[:, 1:].stride()
+    assert np.array_equal(cut.cpu().numpy(), sampler.latents)
+    del sampler, step
+    assert torch.isfinite(first).all()  # the memory stays while somebody holds it
+
+
+def test_torch_edits_a_velocity_in_place_or_returns_one(golden_dir, torch, stream):
+    """Both give the bytes of the way over the host, though torch's work comes late and nobody waits for it."""
+
+    def over_the_host(seen):
+        return {name: np.float32(0.5) * v for name, v in seen.velocity.items()}
+
+    def in_place(seen):
+        busy(torch)
+        for tensor in seen.tensors.velocity.values():
+            torch.from_dlpack(tensor).mul_(0.5)
+
+    def returned(seen):
+        busy(torch)
+        return {name: 0.5 * torch.from_dlpack(tensor) for name, tensor in seen.tensors.velocity.items()}
+
+    want = small_sampler(golden_dir, gpu(), edit_velocity=over_the_host).run()
+    assert np.array_equal(small_sampler(golden_dir, gpu(), edit_velocity=in_place).run(), want)
+    assert np.array_equal(small_sampler(golden_dir, gpu(), edit_velocity=returned).run(), want)
+
+
+def test_torch_reads_late_what_the_next_step_overwrites(golden_dir, torch, stream):
+    sampler, copies, want = small_sampler(golden_dir, gpu()), [], []
+    for step in sampler:
+        busy(torch)
+        copies.append(torch.from_dlpack(step.tensors.latent).clone())
+    for step in small_sampler(golden_dir, gpu()):
+        want.append(step.latent)
+    assert all(np.array_equal(c.cpu().numpy(), w) for c, w in zip(copies, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "strided", "expanded"])
+def test_what_torch_made_is_taken_on_the_gpu(golden_dir, torch, stream, kind):
+    from ipvg.sampler import noise
+
+    sampler = small_sampler(golden_dir, gpu())
+    start = torch.from_numpy(noise(3, sampler.source.latent_shape)).cuda()
+    given = {
+        "float32": lambda: start + 0,
+        "bfloat16": lambda: start.bfloat16(),
+        "float16": lambda: start.half(),
+        "strided": lambda: start.repeat_interleave(2, 1)[:, ::2],
+        "expanded": lambda: start[:1].expand(start.shape),
+    }[kind]
+    want = given().float().cpu().numpy()
+    busy(torch)
+    sampler.latent = given()
+    assert np.array_equal(sampler.latent, want)
+    held = torch.from_dlpack(sampler.latents_tensor.copy())
+    assert held.is_contiguous()
+    busy(torch)
+    held.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        sampler.latent = torch.cat([held[:, :1], held], 1)
+    assert np.array_equal(sampler.latent, want)
+
+
+def test_the_autoencoder_decodes_where_the_latent_lies(torch, stream, dtype):
+    config = test_vae.CONFIGS[next(iter(test_vae.CONFIGS))]
+    vae = test_vae.model(config=config, device=gpu(dtype))
+    latent = test_vae.latent(3, 4, 6, config.get("z_dim", 16))
+    there = torch.from_numpy(latent).cuda()
+    busy(torch)
+    assert np.array_equal(vae.decode(there * 1), vae.decode(latent))
+    time, space, *_ = vae.stride
+    video = test_vae.video(1 + 2 * time, 3 * space, 5 * space)
+    assert np.array_equal(vae.encode(torch.from_numpy(video).cuda() * 1), vae.encode(video))
+
+
+def test_a_cpu_model_does_not_take_what_lies_on_a_gpu(golden_dir, torch):
+    with pytest.raises(ValueError, match="lies on DLPack's device"):
+        small_sampler(golden_dir, _core.Device()).latent = torch.zeros(16, 4, 6, 8, device="cuda")
+
+
+def test_a_step_reads_nothing_that_nobody_asks_for(golden_dir, torch):
+    """A whole run copies nothing to the host; one look at one array is one copy."""
+    sampler = small_sampler(golden_dir, gpu())
+    next(sampler)
+
+    def copies(work):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            torch.cuda.synchronize()
+        return sum("DtoH" in event.name for event in profile.events())
+
+    assert copies(lambda: [next(sampler) for _ in range(2)]) == 0
+    step = next(sampler)
+    assert copies(lambda: step.x0) == 1

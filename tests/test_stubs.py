@@ -8,6 +8,8 @@ import pytest
 
 import ipvg
 
+PROTOCOLS = ("__iter__", "__next__", "__array__", "__dlpack__", "__dlpack_device__")
+
 
 def declared(path):
     """{name: None for a function, else the names in the class}"""
@@ -15,7 +17,7 @@ def declared(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
             out[node.name] = None
-        elif isinstance(node, ast.ClassDef):
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             out[node.name] = {n.name for n in node.body if isinstance(n, ast.FunctionDef)} - {"__new__"}
     return out
 
@@ -24,7 +26,7 @@ def present(module):
     out = {}
     for name, value in vars(module).items():
         if isinstance(value, type):
-            names = {n for n in vars(value) if not n.startswith("_") or n in ("__iter__", "__next__")}
+            names = {n for n in vars(value) if not n.startswith("_") or n in PROTOCOLS}
             out[name] = set() if issubclass(value, Exception) else names
         elif not name.startswith("_") and callable(value):
             out[name] = None

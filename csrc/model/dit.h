@@ -55,13 +55,13 @@ ipvg_status ipvg_dit_place(ipvg_exec *ex, ipvg_dit *dit);
 void ipvg_dit_free(ipvg_dit **dit);
 const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
 
-/* A prompt for this model. states (n, text_dim), 1 <= n <= text_len, host float32: umT5's states without padding; the
- * zero rows up to text_len are added here, before the embedding, whose biases make them count.
+/* A prompt for this model. states (n, text_dim), 1 <= n <= text_len, float32 of the host's memory or the backend's: umT5's
+ * states without padding; the zero rows up to text_len are added here, before the embedding, whose biases make them count.
  * Plans and grows ex->arena itself: call it with nothing of yours in the arena. The same holds for the context. */
 ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states);
 void ipvg_dit_text_free(const ipvg_backend *be, ipvg_dit_text **text);
 
-/* A VACE context for latents of `frames` frames. context (vace_in_dim, Fc, h, w), host float32, Fc <= frames: the
+/* A VACE context for latents of `frames` frames. context (vace_in_dim, Fc, h, w), float32 as the states, Fc <= frames: the
  * embedded tokens of a shorter one get zero rows at the end (the released code's "dropped" reference; the control tokens
  * then sit early by frames - Fc). A slot that is kept but absent is zeros in `context`: its tokens are the bias.
  * A model without VACE layers has contexts too, for the rotary table: pass a context tensor with shape[0] = 0. */

@@ -303,7 +303,7 @@ ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_
     out->encode = arena.peak + 2 * host; /* with the variance */
     ipvg_arena_plan(&arena);
     IPVG_TRY(ipvg_vae_decode(&ex, &video, &latent, vae));
-    out->decode = arena.peak + host;
+    out->decode = arena.peak + (be->host ? host : 0);
 done:
     return status;
 }

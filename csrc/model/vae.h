@@ -21,7 +21,8 @@
  * What is not plainly causal: see time_up (vae_decoder.c) and resample (vae_encoder.c).
  *
  * frames (3, T, H, W) float32 in [-1, 1], T = 1 + 4n; latent (z, 1 + n, H/8, W/8), normalised:
- * (mu - mean) * (1/std). Both lie in host memory; everything between is channels last, (H, W, C), in the backend's. */
+ * (mu - mean) * (1/std). What is given lies in the host's memory or the backend's, what is made in the host's; everything
+ * between is channels last, (H, W, C), in the backend's. */
 #ifndef IPVG_MODEL_VAE_H
 #define IPVG_MODEL_VAE_H
 

@@ -22,7 +22,8 @@ struct ipvg_vae_decoder {
     level level[IPVG_VAE_MAX_LEVELS];
     head head;
     ipvg_tensor pixels;  /* (H, W, 3) */
-    float *host;         /* (h, w, z): from the caller's array */
+    float *host;         /* (h, w, z): from the caller's array; NULL where the device does it: */
+    pair denormalise;    /* (z, z), the standard deviations on its diagonal, and the means (z,) */
     ipvg_tensor *frames; /* the caller's, while next runs */
     int64_t at;
     float *sent;  /* where in the caller's array the last frame belongs that has been sent; NULL: all have arrived */
@@ -31,6 +32,22 @@ struct ipvg_vae_decoder {
 };
 
 /* ==== begin, end ==== */
+
+/* latent * std + mean as a product, for a device: its latents may lie there, and then stay there. */
+static ipvg_status denormalise_new(ipvg_exec *ex, ipvg_vae_decoder *d)
+{
+    const ipvg_vae_config *c = &d->vae->config;
+    const int64_t shape[] = {c->z_dim, c->z_dim};
+    float std[IPVG_VAE_MAX_Z * IPVG_VAE_MAX_Z] = {0};
+    ipvg_status status;
+    for (int z = 0; z < c->z_dim; z++) std[z * c->z_dim + z] = 1.f / d->vae->scale[z];
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &d->denormalise.w, IPVG_F32, 2, shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &d->denormalise.b, IPVG_F32, 1, shape));
+    IPVG_TRY(ex->be->copy_in(ex, &d->denormalise.w, std));
+    IPVG_TRY(ex->be->copy_in(ex, &d->denormalise.b, c->mean));
+done:
+    return status;
+}
 
 static ipvg_status level_new(ipvg_exec *ex, level *l, const level_weights *weights, int64_t h, int64_t w)
 {
@@ -88,7 +105,9 @@ ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const 
     for (int i = 0; i < c->levels; i++) IPVG_TRY(level_new(ex, &d->level[i], &w->level[i], height << i, width << i));
     IPVG_TRY(ipvg_vae_head_new(ex, &d->head, &w->head_norm, &w->head, height * scale, width * scale));
     IPVG_TRY(ipvg_vae_frame_new(ex, &d->pixels, height * scale, width * scale, 3));
-    if (!ipvg_planning(ex)) {
+    if (!ex->be->host) {
+        IPVG_TRY(denormalise_new(ex, d));
+    } else if (!ipvg_planning(ex)) {
         d->host = malloc((size_t)(height * width * c->z_dim) * sizeof(float));
         if (!d->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a latent frame"));
     }
@@ -210,11 +229,39 @@ done:
     return status;
 }
 
+/* One frame of the caller's latent to d->latent, its channels brought together and denormalised. */
+static ipvg_status load(ipvg_exec *ex, ipvg_vae_decoder *d, const ipvg_tensor *latent, int64_t index)
+{
+    const ipvg_vae_config *c = &d->vae->config;
+    const int64_t pixels = d->h * d->w, step = latent->shape[1] * pixels;
+    const float *first = ipvg_planning(ex) ? NULL : (const float *)latent->data + index * pixels;
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_tensor raw, x, y, made;
+    ipvg_status status;
+
+    if (ex->be->host) {
+        for (int z = 0; z < c->z_dim && first; z++)
+            for (int64_t i = 0; i < pixels; i++)
+                d->host[i * c->z_dim + z] = first[z * step + i] / d->vae->scale[z] + c->mean[z];
+        return ipvg_vae_frame_in(ex, &d->latent, d->host);
+    }
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &raw, IPVG_F32, 3, d->latent.shape));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &made, IPVG_F32, 3, d->latent.shape));
+    IPVG_TRY(ipvg_planes_load(ex, &raw, first, step));
+    x = ipvg_tensor_of(raw.data, IPVG_F32, pixels, c->z_dim);
+    y = ipvg_tensor_of(made.data, IPVG_F32, pixels, c->z_dim);
+    IPVG_TRY(ipvg_linear_exact(ex, &y, &x, &d->denormalise.w, &d->denormalise.b, IPVG_ACT_NONE));
+    IPVG_TRY(ipvg_cast(ex, &d->latent, &made));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
 ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tensor *frames, int64_t at, int *count,
                                   const ipvg_tensor *latent, int64_t index)
 {
     const ipvg_vae_config *c = &d->vae->config;
-    int64_t pixels = d->h * d->w, made = d->first ? 1 : ipvg_vae_time_stride(d->vae);
+    int64_t made = d->first ? 1 : ipvg_vae_time_stride(d->vae);
     ipvg_status status;
 
     if (latent->ndim != 4 || latent->shape[0] != c->z_dim || index < 0 || index >= latent->shape[1] ||
@@ -227,12 +274,7 @@ ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tenso
                          (long long)d->pixels.shape[1], (long long)d->pixels.shape[0]);
     d->frames = frames;
     d->at = at;
-    if (!ipvg_planning(ex))
-        for (int z = 0; z < c->z_dim; z++) {
-            const float *plane = (const float *)latent->data + (z * latent->shape[1] + index) * pixels;
-            for (int64_t i = 0; i < pixels; i++) d->host[i * c->z_dim + z] = plane[i] / d->vae->scale[z] + c->mean[z];
-        }
-    IPVG_TRY(ipvg_vae_frame_in(ex, &d->latent, d->host));
+    IPVG_TRY(load(ex, d, latent, index));
     ipvg_tensor z = ipvg_vae_ring_push(&d->conv1.in);
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &z}, &d->latent, &d->quant));
     IPVG_TRY(ipvg_see(ex, &z, "post_quant_conv"));

@@ -52,9 +52,15 @@ struct ipvg_backend {
     void (*free)(ipvg_backend *be);
     void (*begin)(const ipvg_backend *be); /* in the thread that is about to call; or NULL */
     ipvg_status (*pace)(ipvg_exec *ex);    /* once a block: what ipvg_pace says; or NULL */
-    /* Both of a contiguous tensor's bytes, complete when they return; the host's side may be any memory. */
+    /* Both of a contiguous tensor's bytes; the host's side may be any memory and is free when they return. What comes in may
+     * also lie in the device's own memory: then the copy is queued, and none is made of a tensor to itself. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+    /* How others that use the same device meet this backend. NULL where be->host. */
+    int device;                                         /* CUDA's number */
+    void *stream;                                       /* all work is queued there */
+    ipvg_status (*follow)(ipvg_exec *ex, void *stream); /* that stream waits for what has been queued */
+    ipvg_status (*settle)(ipvg_exec *ex); /* waits for all that the device has been given, by others too */
 
     /* ipvg_planes_load, _send, _receive; NULL where be->host. */
     ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);

@@ -301,7 +301,8 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
 
 ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
 {
-    NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");
+    NEED(frame->ndim == 3 && (frame->dtype == ex->be->video || frame->dtype == IPVG_F32), "planes", "frame", frame,
+         "(H, W, C)");
     if (!ex->be->host) return ex->be->planes_load(ex, frame, src, step);
     if (ipvg_planning(ex)) return IPVG_OK;
     const int64_t channels = frame->shape[2], pixels = frame->shape[0] * frame->shape[1];

@@ -110,7 +110,8 @@ ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_te
 /* y = x / max(|x|_2, 1e-12) * sqrt(C) * gamma (C, or (C, 1, ...)) over the last axis, then SiLU if asked. In place allowed. */
 ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
 
-/* frame (H, W, C) from host memory, float32 and channels first: src[c * step + pixel], which is free at once. */
+/* frame (H, W, C), float32 or as the VAE keeps it, from float32 memory with channels first: src[c * step + pixel], which is
+ * free at once if it is the host's; or it is the device's. */
 ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
 /* The way back: dst[c * step + pixel]. What is sent goes while the
  * GPU computes on (the frame may be written again at once), and lies in one of two slots until it is received, unless it is

@@ -30,6 +30,8 @@ typedef struct ipvg_py_device {
     ipvg_arena arena;
     ipvg_exec ex; /* points at the three above */
     PyThread_type_lock lock;
+    atomic_int lent;    /* tensors of it that other libraries hold; see tensor.h */
+    atomic_int touched; /* they may have read or written since the last call */
 } ipvg_py_device;
 
 extern PyTypeObject *ipvg_py_device_type; /* set when the module loads; a heap type */
@@ -39,6 +41,8 @@ typedef struct ipvg_py_run {
     PyThreadState *thread;
 } ipvg_py_run;
 int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run);
+/* The same for a call that neither reads nor writes what others may hold: it does not wait for them. */
+int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run);
 int ipvg_py_leave(ipvg_py_run *run, ipvg_status status);
 
 /* A Python callable trace(name, array) as the trace of a run. After ipvg_py_enter; ipvg_py_leave takes it off again. An
@@ -61,6 +65,8 @@ ipvg_status ipvg_py_stage(ipvg_py_device *dev, ipvg_tensor *out, const ipvg_tens
 ipvg_status ipvg_py_unstage(ipvg_py_device *dev, ipvg_tensor *staged, const ipvg_tensor *host, ipvg_status status);
 /* Brings a new model's weights to the device. 0 and an exception set on failure. */
 int ipvg_py_place(ipvg_py_device *dev, ipvg_status (*place)(ipvg_exec *ex, void *model), void *model);
+/* bfloat16, which NumPy has not and keeps as uint16, as float32 of the same values. Takes `half`, which may be NULL. */
+PyObject *ipvg_py_widen(PyObject *half);
 /* A tensor that views a C-contiguous array. */
 ipvg_tensor ipvg_py_view(PyArrayObject *a);
 /* A new float32 array. */
@@ -83,6 +89,7 @@ int ipvg_py_dict_ints(PyObject *dict, const char *key, int min, int max, int *ou
 
 /* Each file adds its types here; 0 or -1 with an exception set. Registered in module.c. */
 int ipvg_py_add_device(PyObject *module);
+int ipvg_py_add_tensor(PyObject *module);
 int ipvg_py_add_weights(PyObject *module);
 int ipvg_py_add_umt5(PyObject *module);
 int ipvg_py_add_vae(PyObject *module);

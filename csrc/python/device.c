@@ -19,7 +19,7 @@ static int poll_signals(void *user)
     return raised;
 }
 
-int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
+int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run)
 {
     Py_INCREF(dev);
     run->dev = dev;
@@ -29,6 +29,15 @@ int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
     dev->ctx.error[0] = 0;
     dev->ctx.poll = poll_signals;
     dev->ctx.poll_user = run;
+    return 1;
+}
+
+int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run)
+{
+    ipvg_py_enter_unsettled(dev, run);
+    if (atomic_exchange(&dev->touched, 0) && dev->be->settle)
+        dev->be->settle(&dev->ex); /* what fails, fails again below */
+    if (atomic_load(&dev->lent)) atomic_store(&dev->touched, 1);
     return 1;
 }
 
@@ -83,8 +92,7 @@ int ipvg_py_place(ipvg_py_device *dev, ipvg_status (*place)(ipvg_exec *ex, void 
 
 /* ---- trace ---- */
 
-/* bfloat16, which NumPy has not, as the float32 of the same value. */
-static PyObject *widened(PyObject *half)
+PyObject *ipvg_py_widen(PyObject *half)
 {
     PyArrayObject *from = (PyArrayObject *)half;
     PyObject *wide = half ? PyArray_SimpleNew(PyArray_NDIM(from), PyArray_DIMS(from), NPY_FLOAT32) : NULL;
@@ -148,7 +156,7 @@ static PyObject *array_of(ipvg_exec *ex, const ipvg_tensor *t)
         Py_DECREF(array);
         return ipvg_py_raise(ex->ctx, status);
     }
-    return t->dtype == IPVG_BF16 ? widened(array) : t->dtype == IPVG_E4M3 ? scaled(ex, array, t->scale) : array;
+    return t->dtype == IPVG_BF16 ? ipvg_py_widen(array) : t->dtype == IPVG_E4M3 ? scaled(ex, array, t->scale) : array;
 }
 
 static ipvg_status trace_see(void *user, ipvg_exec *ex, const char *name, const ipvg_tensor *tensor)

@@ -2,6 +2,7 @@
 #include "dit.h"
 
 #include "branch.h"
+#include "tensor.h"
 #include "weights.h"
 
 PyTypeObject *ipvg_py_dit_type, *ipvg_py_dit_text_type, *ipvg_py_dit_context_type;
@@ -50,8 +51,8 @@ static PyObject *dit_text(PyObject *obj, PyObject *args, PyObject *kwds)
     if (!PyArg_ParseTupleAndKeywords(args, kwds, "O|O:text", names, &given, &trace) || !ipvg_py_trace_check(trace))
         return NULL;
     const int64_t shape[] = {-1, ipvg_dit_get_config(self->dit)->text_dim};
-    PyArrayObject *states = ipvg_py_float_array(given, "states", 2, shape);
-    if (!states) return NULL;
+    ipvg_py_input states;
+    if (!ipvg_py_take(&states, self->device, given, "states", 2, shape)) return NULL;
     text = (ipvg_py_dit_text *)ipvg_py_dit_text_type->tp_alloc(ipvg_py_dit_text_type, 0);
     if (!text) goto done;
     text->model = (ipvg_py_dit *)Py_NewRef(obj);
@@ -60,10 +61,10 @@ static PyObject *dit_text(PyObject *obj, PyObject *args, PyObject *kwds)
         goto done;
     }
     ipvg_py_trace_set(&tracing, &run, trace);
-    ipvg_tensor view = ipvg_py_view(states);
-    if (!ipvg_py_leave(&run, ipvg_dit_text_new(&self->device->ex, &text->text, self->dit, &view))) Py_CLEAR(text);
+    ipvg_status status = ipvg_dit_text_new(&self->device->ex, &text->text, self->dit, &states.tensor);
+    if (!ipvg_py_leave(&run, status)) Py_CLEAR(text);
 done:
-    Py_DECREF(states);
+    ipvg_py_drop(&states);
     return (PyObject *)text;
 }
 
@@ -82,9 +83,9 @@ static PyObject *dit_context(PyObject *obj, PyObject *args, PyObject *kwds)
         !ipvg_py_trace_check(trace))
         return NULL;
     const int64_t shape[] = {c->n_vace ? c->vace_in_dim : 0, -1, -1, -1};
-    PyArrayObject *array = ipvg_py_float_array(given, "context", 4, shape);
-    if (!array) return NULL;
-    count = PyArray_DIM(array, 1);
+    ipvg_py_input array;
+    if (!ipvg_py_take(&array, self->device, given, "context", 4, shape)) return NULL;
+    count = array.tensor.shape[1];
     if (frames != Py_None && !ipvg_py_int(frames, "frames", 1, IPVG_DIT_MAX_SIDE, &count)) goto done;
     context = (ipvg_py_dit_context *)ipvg_py_dit_context_type->tp_alloc(ipvg_py_dit_context_type, 0);
     if (!context) goto done;
@@ -94,11 +95,11 @@ static PyObject *dit_context(PyObject *obj, PyObject *args, PyObject *kwds)
         goto done;
     }
     ipvg_py_trace_set(&tracing, &run, trace);
-    ipvg_tensor view = ipvg_py_view(array);
-    ipvg_status status = ipvg_dit_context_new(&self->device->ex, &context->context, self->dit, &view, (int)count);
+    ipvg_status status =
+        ipvg_dit_context_new(&self->device->ex, &context->context, self->dit, &array.tensor, (int)count);
     if (!ipvg_py_leave(&run, status)) Py_CLEAR(context);
 done:
-    Py_DECREF(array);
+    ipvg_py_drop(&array);
     return (PyObject *)context;
 }
 
@@ -126,7 +127,8 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     PyObject *given, *text_obj, *context_obj, *out = NULL, *trace = NULL;
     ipvg_py_branch_options options = {0};
     ipvg_py_branch branch;
-    PyArrayObject *x = NULL, *velocity = NULL;
+    PyArrayObject *velocity = NULL;
+    ipvg_py_input x = {.dev = NULL};
     ipvg_py_trace tracing;
     ipvg_py_run run;
     int frames, height, width;
@@ -143,13 +145,12 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     branch.how.context = ((ipvg_py_dit_context *)context_obj)->context;
     ipvg_dit_context_size(branch.how.context, &frames, &height, &width);
     const int64_t in[] = {c->in_dim, -1, -1, -1}, shape[] = {c->out_dim, frames, height, width};
-    x = ipvg_py_float_array(given, "x", 4, in);
-    if (!x || !(velocity = output(out, shape))) goto fail;
+    if (!ipvg_py_take(&x, self->device, given, "x", 4, in) || !(velocity = output(out, shape))) goto fail;
     if (!ipvg_py_enter(self->device, &run)) goto fail;
     ipvg_py_trace_set(&tracing, &run, trace);
 
     ipvg_exec *ex = &self->device->ex;
-    ipvg_tensor x_host = ipvg_py_view(x), v_host = ipvg_py_view(velocity), x_view = x_host, v_view = v_host;
+    ipvg_tensor x_host = x.tensor, v_host = ipvg_py_view(velocity), x_view = x_host, v_view = v_host;
     ipvg_tensor *const to[] = {&v_view};
     const ipvg_dit_branch *const how[] = {&branch.how};
     ipvg_arena_plan(ex->arena);
@@ -162,10 +163,10 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     status = ipvg_py_unstage(self->device, &v_view, &v_host, status);
     status = ipvg_py_unstage(self->device, &x_view, NULL, status);
     if (!ipvg_py_leave(&run, status)) goto fail;
-    Py_DECREF(x);
+    ipvg_py_drop(&x);
     return (PyObject *)velocity;
 fail:
-    Py_XDECREF(x);
+    ipvg_py_drop(&x);
     Py_XDECREF(velocity);
     return NULL;
 }

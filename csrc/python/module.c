@@ -2,8 +2,6 @@
 #define IPVG_PYTHON_MODULE
 #include "common.h"
 
-#include <math.h>
-
 static PyObject *format_error, *cancelled, *unsupported_error, *backend_error;
 
 PyObject *ipvg_py_raise(const ipvg_context *ctx, ipvg_status status)
@@ -31,43 +29,6 @@ PyObject *ipvg_py_raise(const ipvg_context *ctx, ipvg_status status)
 }
 
 /* ---- NumPy ---- */
-
-PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape)
-{
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(obj), *a = NULL;
-    if (!any) return NULL;
-    if (!PyArray_ISFLOAT(any) && !PyArray_ISINTEGER(any)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected an array of float32, got %R", what, (PyObject *)PyArray_DESCR(any));
-        goto done;
-    }
-    a = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, NPY_FLOAT32, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-    if (!a) goto done;
-    int fits = PyArray_NDIM(a) == ndim;
-    for (int i = 0; fits && shape && i < ndim; i++) fits = shape[i] < 0 || PyArray_DIM(a, i) == shape[i];
-    if (!fits) {
-        char expected[128] = "";
-        size_t n = 0;
-        for (int i = 0; i < ndim && n < sizeof expected; i++)
-            n += (size_t)(shape && shape[i] >= 0
-                              ? snprintf(expected + n, sizeof expected - n, i ? ", %lld" : "%lld", (long long)shape[i])
-                              : snprintf(expected + n, sizeof expected - n, i ? ", n" : "n"));
-        PyObject *found = PyObject_GetAttrString((PyObject *)a, "shape");
-        PyErr_Format(PyExc_ValueError, "%s: expected shape (%s), got %R", what, expected, found);
-        Py_XDECREF(found);
-        Py_CLEAR(a);
-        goto done;
-    }
-    const float *p = PyArray_DATA(a);
-    for (npy_intp i = 0, n = PyArray_SIZE(a); i < n; i++)
-        if (!isfinite(p[i])) {
-            PyErr_Format(PyExc_ValueError, "%s: element %zd is not finite", what, (Py_ssize_t)i);
-            Py_CLEAR(a);
-            break;
-        }
-done:
-    Py_DECREF(any);
-    return a;
-}
 
 ipvg_tensor ipvg_py_view(PyArrayObject *a)
 {
@@ -244,8 +205,8 @@ PyMODINIT_FUNC PyInit__core(void)
                       "Valid, but not by this build or on this machine.", PyExc_RuntimeError) ||
         add_exception(m, &backend_error, "BackendError", "ipvg.BackendError", "A library below ipvg failed.",
                       PyExc_RuntimeError) ||
-        ipvg_py_add_device(m) || ipvg_py_add_weights(m) || ipvg_py_add_umt5(m) || ipvg_py_add_vae(m) ||
-        ipvg_py_add_dit(m) || ipvg_py_add_sampler(m) || ipvg_py_add_prepare(m)) {
+        ipvg_py_add_device(m) || ipvg_py_add_tensor(m) || ipvg_py_add_weights(m) || ipvg_py_add_umt5(m) ||
+        ipvg_py_add_vae(m) || ipvg_py_add_dit(m) || ipvg_py_add_sampler(m) || ipvg_py_add_prepare(m)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -2,6 +2,7 @@
 #include "../sample/sampler.h"
 #include "branch.h"
 #include "schedule.h"
+#include "tensor.h"
 
 typedef struct sampler_object {
     PyObject_HEAD
@@ -63,7 +64,8 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 {
     static char *keys[] = {"model", "schedule", "branches", "weights", "noise", "operations", NULL};
     PyObject *model, *schedule, *list, *weights_obj, *noise_obj, *op_list = NULL, *branches = NULL, *ops = NULL;
-    PyArrayObject *weights = NULL, *noise = NULL;
+    PyArrayObject *weights = NULL;
+    ipvg_py_input noise = {.dev = NULL};
     sampler_object *self = NULL;
     ipvg_py_branch *how = NULL;
     int ok = 0;
@@ -98,8 +100,10 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!weights) goto done;
     int f, h, w;
     ipvg_dit_context_size(branch[0].how.context, &f, &h, &w);
-    noise = ipvg_py_float_array(noise_obj, "noise", 4, (int64_t[]){config->in_dim, f, h, w});
-    self = noise ? (sampler_object *)type->tp_alloc(type, 0) : NULL;
+    if (!ipvg_py_take(&noise, ((ipvg_py_dit *)model)->device, noise_obj, "noise", 4,
+                      (int64_t[]){config->in_dim, f, h, w}))
+        goto done;
+    self = (sampler_object *)type->tp_alloc(type, 0);
     if (!self) goto done;
     self->dev = (ipvg_py_device *)Py_NewRef(((ipvg_py_dit *)model)->device);
     self->keep = PyTuple_Pack(3, model, schedule, branches); /* the options hold the texts of NAG */
@@ -109,14 +113,14 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     ipvg_py_enter(self->dev, &call);
     ipvg_status status = ipvg_sampler_new(&self->dev->ex, &self->sampler, dit, s, (int)count, branch,
                                           PyArray_DATA(weights), (int)op_count, op);
-    if (status == IPVG_OK) status = ipvg_sampler_set(&self->dev->ex, self->sampler, PyArray_DATA(noise));
+    if (status == IPVG_OK) status = ipvg_sampler_set(&self->dev->ex, self->sampler, noise.tensor.data);
     ok = ipvg_py_leave(&call, status);
 done:
     PyMem_Free(how);
     Py_XDECREF(branches);
     Py_XDECREF(ops);
     Py_XDECREF(weights);
-    Py_XDECREF(noise);
+    ipvg_py_drop(&noise);
     if (!ok) Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -194,16 +198,16 @@ static PyObject *sampler_cancel(PyObject *obj, PyObject *unused)
 /* Writes a latent-sized array to a tensor of the run. */
 static int write_tensor(sampler_object *self, ipvg_tensor *to, PyObject *value, const char *what)
 {
-    PyArrayObject *x = ipvg_py_float_array(value, what, 4, self->sampler->state.x.shape);
-    if (!x || !take(self)) {
-        Py_XDECREF(x);
-        return 0;
+    ipvg_py_input x;
+    if (!ipvg_py_take(&x, self->dev, value, what, 4, self->sampler->state.x.shape)) return 0;
+    int ok = take(self);
+    if (ok) {
+        ipvg_py_run call;
+        ipvg_py_enter(self->dev, &call);
+        ok = ipvg_py_leave(&call, self->dev->be->copy_in(&self->dev->ex, to, x.tensor.data));
+        self->busy = 0;
     }
-    ipvg_py_run call;
-    ipvg_py_enter(self->dev, &call);
-    int ok = ipvg_py_leave(&call, self->dev->be->copy_in(&self->dev->ex, to, PyArray_DATA(x)));
-    self->busy = 0;
-    Py_DECREF(x);
+    ipvg_py_drop(&x);
     return ok;
 }
 
@@ -296,16 +300,6 @@ static PyObject *sampler_load(PyObject *obj, PyObject *args)
 
 /* ---- what it shows ---- */
 
-static PyObject *sampler_velocity(PyObject *obj, PyObject *arg)
-{
-    const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
-    long b = PyLong_AsLong(arg);
-    if (b == -1 && PyErr_Occurred()) return NULL;
-    if (b < 0 || b >= s->count) return PyErr_Format(PyExc_IndexError, "branch %ld of %d", b, s->count);
-    if (s->seen < 0 || !ipvg_sampler_needs(s, s->seen, (int)b)) Py_RETURN_NONE;
-    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &s->velocity[b]);
-}
-
 static PyObject *sampler_needs(PyObject *obj, PyObject *args)
 {
     const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
@@ -315,26 +309,36 @@ static PyObject *sampler_needs(PyObject *obj, PyObject *args)
     return PyBool_FromLong(ipvg_sampler_needs(s, k, b));
 }
 
-static PyObject *sampler_combined(PyObject *obj, void *unused)
+/* The tensor of that name, or of a branch; NULL and no exception where there is none now. */
+static const ipvg_tensor *find(const ipvg_sampler *s, PyObject *what)
 {
-    (void)unused;
-    const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
-    if (s->seen < 0) Py_RETURN_NONE;
-    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &s->combined);
+    static const char *const names[] = {"latent", "combined", "x0"};
+    if (PyLong_Check(what)) {
+        long b = PyLong_AsLong(what);
+        if ((b == -1 && PyErr_Occurred()) || !branch_of(s, b)) return NULL;
+        return s->seen >= 0 && ipvg_sampler_needs(s, s->seen, (int)b) ? &s->velocity[b] : NULL;
+    }
+    switch (ipvg_py_choice(what, "tensor", names, 3)) {
+    case 0: return &s->state.x;
+    case 1: return s->seen < 0 ? NULL : &s->combined;
+    case 2: return s->state.step == s->schedule->config.start ? NULL : ipvg_schedule_x0(&s->state);
+    default: return NULL;
+    }
 }
 
-static PyObject *sampler_x0(PyObject *obj, void *unused)
+static PyObject *sampler_tensor(PyObject *obj, PyObject *args, PyObject *kwargs)
 {
-    (void)unused;
-    const ipvg_sampler *s = ((sampler_object *)obj)->sampler;
-    if (s->state.step == s->schedule->config.start) Py_RETURN_NONE;
-    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, ipvg_schedule_x0(&s->state));
-}
-
-static PyObject *sampler_latent(PyObject *obj, void *unused)
-{
-    (void)unused;
-    return ipvg_py_read(obj, ((sampler_object *)obj)->dev, &((sampler_object *)obj)->sampler->state.x);
+    static char *names[] = {"what", "skip", "writable", NULL};
+    sampler_object *self = (sampler_object *)obj;
+    PyObject *what;
+    int skip = 0, writable = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ip:tensor", names, &what, &skip, &writable)) return NULL;
+    const ipvg_tensor *t = find(self->sampler, what);
+    if (!t && PyErr_Occurred()) return NULL;
+    if (!t) Py_RETURN_NONE;
+    if (skip < 0 || skip >= t->shape[1])
+        return PyErr_Format(PyExc_ValueError, "skip: expected 0 to %d, got %d", (int)t->shape[1] - 1, skip);
+    return ipvg_py_tensor_of(obj, self->dev, t, skip, writable);
 }
 
 static PyObject *sampler_index(PyObject *obj, void *unused)
@@ -384,15 +388,15 @@ static PyMethodDef methods[] = {
     {"state", sampler_state, METH_NOARGS, "state() -> views of the tensors that the run goes on from"},
     {"load", sampler_load, METH_VARARGS, "load(index, forwards, state)\n\nGoes on from there: the inverse of state()."},
     {"needs", sampler_needs, METH_VARARGS, "needs(step, branch) -> is it predicted there?"},
-    {"velocity", sampler_velocity, METH_O,
-     "velocity(branch) -> view of this step's prediction, None where it has none"},
+    {"tensor", (PyCFunction)(void (*)(void))sampler_tensor, METH_VARARGS | METH_KEYWORDS,
+     "tensor(what, *, skip=0, writable=False) -> Tensor or None\n\nA tensor of the run, which the next step "
+     "overwrites:\n"
+     "'latent', the sample with its reference slots; a branch's number, its prediction at the last step; 'combined' "
+     "and\n"
+     "'x0' of that step; None where it has none. skip: frames to leave out at the front."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef getset[] = {
-    {"combined", sampler_combined, NULL, "The last step's combined velocity: a view that the next step overwrites.",
-     NULL},
-    {"x0", sampler_x0, NULL, "The clean latent that the last step predicted: a view.", NULL},
-    {"latent", sampler_latent, NULL, "The sample, reference slots included: a view.", NULL},
     {"index", sampler_index, NULL, "Steps done.", NULL},
     {"forwards", sampler_forwards, NULL, "Model forwards done.", NULL},
     {"bytes", sampler_bytes, NULL, "Memory of the run's tensors, without the device's scratch.", NULL},

@@ -1,5 +1,6 @@
 /* _core.Schedule, _core.Solver and _core.normals: a noise schedule, a run of its solver on arrays, the noise. */
 #include "schedule.h"
+#include "tensor.h"
 
 #include "../base/random.h"
 
@@ -129,21 +130,20 @@ static PyObject *solver_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O:Solver", keys, ipvg_py_device_type, &dev,
                                      ipvg_py_schedule_type, &schedule, &noise))
         return NULL;
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(noise), *x = NULL;
-    int ndim = any ? PyArray_NDIM(any) : 0;
-    if (any && (ndim < 1 || ndim > IPVG_MAX_DIMS || PyArray_SIZE(any) < 1))
-        PyErr_Format(PyExc_ValueError, "noise: expected 1 to %d dimensions and at least one element", IPVG_MAX_DIMS);
-    else if (any)
-        x = ipvg_py_float_array((PyObject *)any, "noise", ndim, NULL);
-    Py_XDECREF(any);
-    solver_object *self = x ? (solver_object *)type->tp_alloc(type, 0) : NULL;
+    ipvg_py_input x;
+    if (!ipvg_py_take(&x, (ipvg_py_device *)dev, noise, "noise", -1, NULL)) return NULL;
+    if (ipvg_tensor_count(&x.tensor) < 1) {
+        ipvg_py_drop(&x);
+        return PyErr_Format(PyExc_ValueError, "noise: expected at least one element");
+    }
+    solver_object *self = (solver_object *)type->tp_alloc(type, 0);
     if (!self) {
-        Py_XDECREF(x);
+        ipvg_py_drop(&x);
         return NULL;
     }
     self->dev = (ipvg_py_device *)Py_NewRef(dev);
     self->schedule = (ipvg_py_schedule *)Py_NewRef(schedule);
-    ipvg_tensor from = ipvg_py_view(x);
+    const ipvg_tensor from = x.tensor;
     ipvg_py_run run;
     ipvg_py_enter(self->dev, &run);
     const ipvg_memory *m = &self->dev->be->memory;
@@ -155,7 +155,7 @@ static PyObject *solver_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         status = self->dev->be->copy_in(&self->dev->ex, &self->state.x, from.data);
     }
     int ok = ipvg_py_leave(&run, status);
-    Py_DECREF(x);
+    ipvg_py_drop(&x);
     if (!ok) Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -174,9 +174,9 @@ static void solver_dealloc(PyObject *obj)
 static PyObject *solver_step(PyObject *obj, PyObject *arg)
 {
     solver_object *self = (solver_object *)obj;
-    PyArrayObject *v = ipvg_py_float_array(arg, "velocity", self->state.x.ndim, self->state.x.shape);
-    if (!v) return NULL;
-    ipvg_tensor velocity = ipvg_py_view(v), on_device = self->state.x;
+    ipvg_py_input v;
+    if (!ipvg_py_take(&v, self->dev, arg, "velocity", self->state.x.ndim, self->state.x.shape)) return NULL;
+    ipvg_tensor velocity = v.tensor, on_device = self->state.x;
     ipvg_py_run run;
     ipvg_py_enter(self->dev, &run);
     const ipvg_memory *m = &self->dev->be->memory;
@@ -187,7 +187,7 @@ static PyObject *solver_step(PyObject *obj, PyObject *arg)
         status = ipvg_schedule_advance(&self->dev->ex, self->schedule->schedule, &self->state, &on_device);
     if (on_device.data) m->free(m, on_device.data);
     int ok = ipvg_py_leave(&run, status);
-    Py_DECREF(v);
+    ipvg_py_drop(&v);
     return ok ? ipvg_py_read(obj, self->dev, &self->state.x) : NULL;
 }
 

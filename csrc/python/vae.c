@@ -1,5 +1,5 @@
 /* _core.Vae and its stream of decoded frames. */
-#include "common.h"
+#include "tensor.h"
 #include "weights.h"
 
 #include "../model/vae.h"
@@ -130,7 +130,7 @@ static int callable_or_none(PyObject *call, const char *what)
 typedef ipvg_status whole(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *in, const ipvg_vae *vae);
 
 /* Plans, takes the scratch, computes. */
-static PyObject *run_whole(vae_object *self, whole *f, int64_t out_shape[4], PyArrayObject *in, PyObject *progress,
+static PyObject *run_whole(vae_object *self, whole *f, int64_t out_shape[4], const ipvg_tensor *x, PyObject *progress,
                            PyObject *trace)
 {
     ipvg_py_trace tracing;
@@ -142,9 +142,9 @@ static PyObject *run_whole(vae_object *self, whole *f, int64_t out_shape[4], PyA
     }
     ipvg_exec *ex = &self->dev->ex;
     reporter r = {&run, progress};
-    ipvg_tensor y = ipvg_py_view(out), x = ipvg_py_view(in);
+    ipvg_tensor y = ipvg_py_view(out);
     ipvg_arena_plan(ex->arena);
-    ipvg_status status = f(ex, &y, &x, self->vae);
+    ipvg_status status = f(ex, &y, x, self->vae);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
     if (status == IPVG_OK) {
         ipvg_py_trace_set(&tracing, &run, trace);
@@ -152,7 +152,7 @@ static PyObject *run_whole(vae_object *self, whole *f, int64_t out_shape[4], PyA
             ex->ctx->progress = report;
             ex->ctx->progress_user = &r;
         }
-        status = f(ex, &y, &x, self->vae);
+        status = f(ex, &y, x, self->vae);
     }
     if (!ipvg_py_leave(&run, status)) Py_CLEAR(out);
     return (PyObject *)out;
@@ -180,27 +180,28 @@ static PyObject *vae_encode(PyObject *obj, PyObject *args, PyObject *kwds)
     if (!PyArg_ParseTupleAndKeywords(args, kwds, "O|OO:encode", names, &given, &progress, &trace) ||
         !callable_or_none(progress, "progress") || !ipvg_py_trace_check(trace))
         return NULL;
-    PyArrayObject *frames = ipvg_py_float_array(given, "frames", 4, shape);
-    if (!frames) return NULL;
-    const int64_t video[] = {PyArray_DIM(frames, 1), PyArray_DIM(frames, 2), PyArray_DIM(frames, 3)};
-    if (latent_size(self, video, latent + 1)) out = run_whole(self, ipvg_vae_encode, latent, frames, progress, trace);
-    Py_DECREF(frames);
+    ipvg_py_input frames;
+    if (!ipvg_py_take(&frames, self->dev, given, "frames", 4, shape)) return NULL;
+    if (latent_size(self, frames.tensor.shape + 1, latent + 1))
+        out = run_whole(self, ipvg_vae_encode, latent, &frames.tensor, progress, trace);
+    ipvg_py_drop(&frames);
     return out;
 }
 
-/* The latent as an array, and the size of its video. */
-static PyArrayObject *latent_array(const vae_object *self, PyObject *given, int64_t video[4])
+/* The latent, and the size of its video. */
+static int take_latent(ipvg_py_input *latent, const vae_object *self, PyObject *given, int64_t video[4])
 {
     const int64_t shape[] = {ipvg_vae_get_config(self->vae)->z_dim, -1, -1, -1};
     int64_t again[3], space = ipvg_vae_space_stride(self->vae);
-    PyArrayObject *latent = ipvg_py_float_array(given, "latent", 4, shape);
-    if (!latent) return NULL;
+    if (!ipvg_py_take(latent, self->dev, given, "latent", 4, shape)) return 0;
+    const int64_t *size = latent->tensor.shape;
     video[0] = 3;
-    video[1] = (PyArray_DIM(latent, 1) - 1) * ipvg_vae_time_stride(self->vae) + 1;
-    video[2] = PyArray_DIM(latent, 2) * space;
-    video[3] = PyArray_DIM(latent, 3) * space;
-    if (!latent_size(self, video + 1, again)) Py_CLEAR(latent);
-    return latent;
+    video[1] = (size[1] - 1) * ipvg_vae_time_stride(self->vae) + 1;
+    video[2] = size[2] * space;
+    video[3] = size[3] * space;
+    if (latent_size(self, video + 1, again)) return 1;
+    ipvg_py_drop(latent);
+    return 0;
 }
 
 static PyObject *vae_decode(PyObject *obj, PyObject *args, PyObject *kwds)
@@ -213,10 +214,10 @@ static PyObject *vae_decode(PyObject *obj, PyObject *args, PyObject *kwds)
     if (!PyArg_ParseTupleAndKeywords(args, kwds, "O|OO:decode", names, &given, &progress, &trace) ||
         !callable_or_none(progress, "progress") || !ipvg_py_trace_check(trace))
         return NULL;
-    PyArrayObject *latent = latent_array(self, given, video);
-    if (!latent) return NULL;
-    PyObject *out = run_whole(self, ipvg_vae_decode, video, latent, progress, trace);
-    Py_DECREF(latent);
+    ipvg_py_input latent;
+    if (!take_latent(&latent, self, given, video)) return NULL;
+    PyObject *out = run_whole(self, ipvg_vae_decode, video, &latent.tensor, progress, trace);
+    ipvg_py_drop(&latent);
     return out;
 }
 
@@ -241,7 +242,7 @@ static PyObject *vae_memory(PyObject *obj, PyObject *args)
 typedef struct stream_object {
     PyObject_HEAD
     vae_object *vae;
-    PyArrayObject *latent;
+    ipvg_py_input latent;
     ipvg_arena arena;
     ipvg_vae_decoder *decoder; /* NULL: not begun, or over */
     int64_t index, height, width;
@@ -253,11 +254,11 @@ static PyTypeObject *stream_type;
 static PyObject *vae_decode_stream(PyObject *obj, PyObject *given)
 {
     int64_t video[4];
-    PyArrayObject *latent = latent_array((vae_object *)obj, given, video);
-    if (!latent) return NULL;
+    ipvg_py_input latent;
+    if (!take_latent(&latent, (vae_object *)obj, given, video)) return NULL;
     stream_object *s = (stream_object *)stream_type->tp_alloc(stream_type, 0);
     if (!s) {
-        Py_DECREF(latent);
+        ipvg_py_drop(&latent);
         return NULL;
     }
     s->vae = (vae_object *)Py_NewRef(obj);
@@ -296,7 +297,7 @@ static PyObject *stream_next(PyObject *obj)
     stream_object *s = (stream_object *)obj;
     vae_object *v = s->vae;
     ipvg_py_run run;
-    if (s->over || s->index >= PyArray_DIM(s->latent, 1)) {
+    if (s->over || s->index >= s->latent.tensor.shape[1]) {
         stream_close(s);
         return NULL; /* StopIteration */
     }
@@ -307,14 +308,14 @@ static PyObject *stream_next(PyObject *obj)
         return NULL;
     }
     ipvg_exec ex = {.ctx = &v->dev->ctx, .be = v->dev->be, .arena = &s->arena};
-    ipvg_tensor latent = ipvg_py_view(s->latent), y = ipvg_py_view(frames);
+    ipvg_tensor y = ipvg_py_view(frames);
     ipvg_status status = IPVG_OK;
     int count;
     if (!s->decoder) {
         ipvg_tensor room = ipvg_tensor_of(NULL, IPVG_F32, 3, stride, s->height, s->width);
-        status = stream_begin(s, &ex, &room, &latent);
+        status = stream_begin(s, &ex, &room, &s->latent.tensor);
     }
-    if (status == IPVG_OK) status = ipvg_vae_decoder_next(&ex, s->decoder, &y, 0, &count, &latent, s->index);
+    if (status == IPVG_OK) status = ipvg_vae_decoder_next(&ex, s->decoder, &y, 0, &count, &s->latent.tensor, s->index);
     if (status == IPVG_OK) status = ipvg_vae_decoder_finish(&ex, s->decoder);
     s->index++;
     if (!ipvg_py_leave(&run, status)) {
@@ -328,7 +329,7 @@ static PyObject *stream_length_hint(PyObject *obj, PyObject *unused)
 {
     (void)unused;
     stream_object *s = (stream_object *)obj;
-    return PyLong_FromLongLong(s->over ? 0 : PyArray_DIM(s->latent, 1) - s->index);
+    return PyLong_FromLongLong(s->over ? 0 : s->latent.tensor.shape[1] - s->index);
 }
 
 static void stream_dealloc(PyObject *obj)
@@ -337,7 +338,7 @@ static void stream_dealloc(PyObject *obj)
     PyTypeObject *type = Py_TYPE(obj);
 
     if (s->vae) stream_close(s);
-    Py_XDECREF(s->latent);
+    ipvg_py_drop(&s->latent);
     Py_XDECREF(s->vae);
     type->tp_free(obj);
     Py_DECREF(type);

@@ -62,10 +62,10 @@ void ipvg_sampler_free(const ipvg_backend *be, ipvg_sampler **sampler);
 /* Is branch b predicted at step k? Where its weight is not 0, or an operation that counts there reads it. */
 bool ipvg_sampler_needs(const ipvg_sampler *sampler, int k, int b);
 
-/* Puts host float32 `x` (C, F, h, w) where the model will see it next: the noise at first; later it replaces the sample
- * and leaves the solver's history as it is. */
+/* Puts float32 `x` (C, F, h, w), of the host's memory or the backend's, where the model will see it next: the noise at first;
+ * later it replaces the sample and leaves the solver's history as it is. */
 ipvg_status ipvg_sampler_set(ipvg_exec *ex, ipvg_sampler *sampler, const float *x);
-/* The weights of a branch's elements, host float32 (C, F, h, w), from the next step on. They are 0 at first. */
+/* The weights of a branch's elements, float32 (C, F, h, w) as for set, from the next step on. They are 0 at first. */
 ipvg_status ipvg_sampler_set_field(ipvg_exec *ex, ipvg_sampler *sampler, int b, const float *field);
 /* The context scales of a branch, (n_vace) each, from the next step on. reference may be NULL: as before. */
 void ipvg_sampler_set_scale(ipvg_sampler *sampler, int b, const float *scale, const float *reference);

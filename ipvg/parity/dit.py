@@ -33,11 +33,11 @@ def _forward(case: Case, model) -> Iterator[Result]:
     items: list[dict[str, np.ndarray]] = []
     for t, x, vace, text in zip(config["t"], config["x"], config["vace_context"], config["text"], strict=True):
         ours: dict[str, np.ndarray] = {}
-        latent = _input(case, x)
+        latent = input_of(case, x)
         ours["v"] = model.forward(
             latent, t,
-            model.text(_input(case, text), trace=ours.__setitem__),
-            model.context(_input(case, vace), frames=latent.shape[1], trace=ours.__setitem__),
+            model.text(input_of(case, text), trace=ours.__setitem__),
+            model.context(input_of(case, vace), frames=latent.shape[1], trace=ours.__setitem__),
             skip=() if skip is None else (skip,),
             keep_hint=config.get("keep_hint", False),
             scale=config["vace_context_scale"],
@@ -60,7 +60,7 @@ def _forward(case: Case, model) -> Iterator[Result]:
         yield case.compare(name, ours, FP32["block"] if _SHALLOW.fullmatch(name) else FP32["forward"])
 
 
-def _input(case: Case, text: str) -> np.ndarray:
+def input_of(case: Case, text: str) -> np.ndarray:
     """An input by what the case calls it: "x", or "vace[:, 1:]" for one without its first frame."""
     name, _, rest = text.partition("[")
     array = case.input(name)

@@ -22,10 +22,7 @@ def check(golden: Golden, device: str) -> Iterator[Result]:
     for case in golden.cases.values():
         trace = Trace()
         if "latent" in case:
-            frames = case.input("video")
-            if frames.dtype == np.uint8:  # (F, H, W, 3)
-                frames = (frames.astype(np.float32) / np.float32(127.5) - 1).transpose(3, 0, 1, 2)
-            ours = {"latent": vae.encode(frames, trace=trace)}
+            ours = {"latent": vae.encode(frames_of(case), trace=trace)}
             chunks = [1] + [vae.stride[0]] * (ours["latent"].shape[1] - 1)
         else:
             ours = {"frames": vae.decode(case.input("latent"), trace=trace)}
@@ -37,6 +34,14 @@ def check(golden: Golden, device: str) -> Iterator[Result]:
                 yield case.compare(name, ours[name], FP32["vae"])
         if not any(name in case for name in ours):
             yield case.fail("", f"nothing to compare with {', '.join(ours)}")
+
+
+def frames_of(case: Case) -> np.ndarray:
+    """(3, T, H, W) float32 in [-1, 1]."""
+    frames = case.input("video")
+    if frames.dtype == np.uint8:  # (F, H, W, 3)
+        frames = (frames.astype(np.float32) / np.float32(127.5) - 1).transpose(3, 0, 1, 2)
+    return frames
 
 
 class Trace:

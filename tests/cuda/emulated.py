@@ -32,7 +32,7 @@ COMMON = [
 COMMON += ["-Itests/cuda/fake", "-Itests/cuda", "-Ikernels", f"-I{sysconfig.get_path('include')}"]
 C = ["gcc", "-std=c11", "-D_GNU_SOURCE", *COMMON]
 CPP = ["g++", "-std=c++17", *COMMON, "-x", "c++"]
-HOST = ["backend", "memory", "linear", "attention", "rows", "conv"]
+HOST = ["backend", "memory", "linear", "attention", "rows", "conv", "share"]
 
 
 def build() -> Path:
@@ -40,6 +40,7 @@ def build() -> Path:
     sources = {f"csrc/ops/cuda/{name}.c": C for name in HOST}
     sources |= {str(path.relative_to(ROOT)): C for path in sorted((ROOT / "csrc/base").glob("*.c"))}
     sources |= {"csrc/ops/ops.c": C, "csrc/python/cuda.c": C, "tests/cuda/blas.c": C, "tests/cuda/dnn.c": C}
+    sources["tests/cuda/consumer.c"] = C
     sources |= {str(path.relative_to(ROOT)): CPP for path in sorted((ROOT / "kernels").glob("*.cu"))}
     sources |= {f"tests/cuda/{name}.cc": CPP for name in ("block", "memory", "stream")}
     headers = [

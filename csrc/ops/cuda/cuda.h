@@ -46,6 +46,11 @@ ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *fr
 ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
 void ipvg_cuda_pinned_free(ipvg_cuda *cuda);
 
+/* share.c */
+bool ipvg_cuda_is_device(const void *p);
+ipvg_status ipvg_cuda_follow(ipvg_exec *ex, void *stream);
+ipvg_status ipvg_cuda_settle(ipvg_exec *ex);
+
 /* A tensor as the kernels take it; t NULL: none. IPVG_E_TYPE unless it is float32, bfloat16 or float16. */
 ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
 /* The same of a result that may be E4M3 too: its scales are t->scale. */

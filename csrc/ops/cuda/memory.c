@@ -75,7 +75,11 @@ ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_
     ipvg_cuda *cuda = ipvg_cuda_of(ex);
     const size_t bytes = ipvg_tensor_bytes(dst);
     ipvg_status status = IPVG_OK;
-    if (ipvg_planning(ex)) return IPVG_OK;
+    if (ipvg_planning(ex) || host_src == dst->data) return IPVG_OK;
+    if (ipvg_cuda_is_device(host_src))
+        return ipvg_cuda_check(ex->ctx,
+                               cudaMemcpyAsync(dst->data, host_src, bytes, cudaMemcpyDeviceToDevice, cuda->stream),
+                               "a copy on the GPU");
     for (size_t at = 0; at < bytes; at += PINNED) {
         size_t count = bytes - at < PINNED ? bytes - at : PINNED;
         int i = cuda->turn;
