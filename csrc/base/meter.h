@@ -27,6 +27,7 @@ typedef struct ipvg_meter {
     pthread_mutex_t lock;     /* held through an allocation, and by a spare that frees meanwhile: recursive */
     size_t limit, used, peak; /* bytes; limit 0: none */
     size_t fixed;             /* of `used`: what the device takes for itself */
+    size_t total;             /* what it has */
     ipvg_spare *spares;
     ipvg_lot *lots; /* what is given out */
     size_t count, capacity;

@@ -116,7 +116,7 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const 
 
 /* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
 typedef struct ipvg_dit_bytes {
-    size_t scratch; /* of the arena: the largest of ipvg_dit_text_new, ipvg_dit_context_new and ipvg_dit_forward */
+    size_t scratch; /* of the arena: the largest of ipvg_dit_place, _text_new, _context_new and _forward */
     size_t text;    /* each ipvg_dit_text */
     size_t context; /* each ipvg_dit_context */
     size_t weights, least,

@@ -321,7 +321,8 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
         branches[b] = &branch[b];
         velocities[b] = &velocity;
     }
-    *out = (ipvg_dit_bytes){.text = ipvg_tensor_bytes(&text[0].kv),
+    *out = (ipvg_dit_bytes){.scratch = dit->placing,
+                            .text = ipvg_tensor_bytes(&text[0].kv),
                             .context = context_bytes(&context),
                             .weights = dit->all,
                             .least = dit->rest + dit->streaming.staging,

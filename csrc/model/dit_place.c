@@ -71,6 +71,7 @@ static ipvg_status measure(ipvg_exec *ex, ipvg_dit *m)
     ipvg_arena_plan(&home);
     IPVG_TRY(place_rest(&p, m));
     m->rest = home.peak;
+    m->placing = scratch.peak;
     ipvg_arena_plan(&home);
     IPVG_TRY(place_all(&p, m));
     m->all = home.peak;

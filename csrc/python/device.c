@@ -333,8 +333,8 @@ static PyObject *device_memory(PyObject *obj, void *unused)
     (void)unused;
     const ipvg_meter *m = ((ipvg_py_device *)obj)->be->meter;
     if (!m) Py_RETURN_NONE;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n}", "limit", (Py_ssize_t)m->limit, "used", (Py_ssize_t)m->used, "peak",
-                         (Py_ssize_t)m->peak, "fixed", (Py_ssize_t)m->fixed);
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "total", (Py_ssize_t)m->total, "limit", (Py_ssize_t)m->limit, "used",
+                         (Py_ssize_t)m->used, "peak", (Py_ssize_t)m->peak, "fixed", (Py_ssize_t)m->fixed);
 }
 
 static PyObject *device_release(PyObject *obj, PyObject *unused)
@@ -367,7 +367,7 @@ static PyGetSetDef getset[] = {
     {"memory", device_memory, NULL,
      "Bytes of a GPU's memory taken through this object: 'used' now, 'peak', of these 'fixed' for CUDA and its "
      "libraries\n"
-     "(an allowance), and the 'limit', 0 if there is none. None where memory is the host's.",
+     "(an allowance); the 'limit', 0 if there is none; the 'total' that the GPU has. None where memory is the host's.",
      NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

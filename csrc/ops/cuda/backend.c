@@ -111,6 +111,7 @@ static ipvg_status check_device(ipvg_context *ctx, int device, ipvg_dtype comput
 static ipvg_status state_new(ipvg_context *ctx, ipvg_cuda **out, int device, bool lane)
 {
     ipvg_cuda *cuda = calloc(1, sizeof *cuda);
+    size_t available;
     ipvg_status status;
     if (!cuda) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
     cuda->device = device;
@@ -125,6 +126,7 @@ static ipvg_status state_new(ipvg_context *ctx, ipvg_cuda **out, int device, boo
         status = ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a lock");
         goto done;
     }
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaMemGetInfo(&available, &cuda->meter.total), "the size of its memory"));
     for (int i = 0; i < 2; i++)
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->block[i], cudaEventDisableTiming),
                                  "an event"));
