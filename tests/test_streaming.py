@@ -1,5 +1,5 @@
-"""Weights under a memory limit: the same bytes, within the limit, whatever the branches skip; an error that says how much
-would do. On a GPU, and on the emulated device (`make test-cuda`), whose streams do nothing before somebody waits."""
+"""Weights under a memory limit: the same bytes, within it, whatever the branches skip; an error that says how much would
+do. On a GPU, and on the emulated device (`make test-cuda`), whose streams do nothing before somebody waits."""
 
 import gc
 import sys
@@ -69,6 +69,15 @@ def test_blocks_that_are_left_out():
         assert test_dit.run(ours, *given, **options).tobytes() == test_dit.run(dit, *given, **options).tobytes(), (
             options
         )
+
+
+def test_a_block_that_stays_is_whole_before_it_is_used():
+    """The last one always stays; alone it follows no block that would be waited for."""
+    given, only = test_dit.inputs(), {"scale": 0.0, "skip": (0, 1, 2)}
+    dit = test_dit.model(device=device())
+    limited = device(needs(dit, given[0].shape[1:])[0] + int(1.5 * dit.memory(1, 2, 2)["block"]))
+    ours = test_dit.model(device=limited)
+    assert test_dit.run(ours, *given, **only).tobytes() == test_dit.run(dit, *given, **only).tobytes()
 
 
 def sampler(dit, rule):
