@@ -36,10 +36,10 @@ struct ipvg_dit {
     ipvg_dit_linear head;                              /* (4 * out_dim, D) */
     ipvg_tensor head_modulation;                       /* (2, D): shift, scale */
     ipvg_stream *stream;                               /* of the blocks, under a memory limit; NULL: all are placed */
-    size_t all, rest, placing; /* bytes in a backend's memory: of all, without blocks; scratch to bring them there */
-    ipvg_stream_bytes streaming;                       /* what a stream takes */
-    ipvg_dit_block *placed;                            /* with a stream: where blocks are now, and its two slots */
-    ipvg_dit_block blocks[];                           /* layers main ones, then n_vace VACE ones */
+    size_t all, rest, placing;   /* bytes in a backend's memory: of all, without blocks; scratch to bring them there */
+    ipvg_stream_bytes streaming; /* what a stream takes */
+    ipvg_dit_block *placed;      /* with a stream: where blocks are now, and its two slots */
+    ipvg_dit_block blocks[];     /* layers main ones, then n_vace VACE ones */
 };
 
 /* ---- prepared inputs ---- */
