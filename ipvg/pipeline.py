@@ -63,11 +63,12 @@ class Defaults:
 class Pipeline:
     """The models of one checkpoint on one device. Models are made at first use; weights stay in the mapped files.
 
-    Attributes: checkpoint (Checkpoint), device (_core.Device), defaults (Defaults), loras (those that act, in order).
+    Attributes: checkpoint (Checkpoint), device (_core.Device), defaults (Defaults), loras (those that act, in order),
+    keep_text_encoder (bool).
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: _core.Device):
-        self.checkpoint, self.device = checkpoint, device
+    def __init__(self, checkpoint: Checkpoint, device: _core.Device, *, keep_text_encoder: bool = False):
+        self.checkpoint, self.device, self.keep_text_encoder = checkpoint, device, keep_text_encoder
         self.defaults = _defaults(checkpoint.path)
         self.loras: tuple[Lora, ...] = ()
         self._zeros: dict = {}  # the encoded all-zero video of the sizes and frame counts used last
@@ -80,17 +81,27 @@ class Pipeline:
         device: str = "cpu",
         threads: int | None = None,
         dtype: str = "float32",
+        memory_limit: int | str | None = None,
+        keep_text_encoder: bool = False,
     ) -> Pipeline:
         """Opens a checkpoint folder (official or diffusers layout); None: the bundled one, `bundled()`.
 
         Reads headers only. threads: of the CPU; None: all cores. The same seed and thread count give the same bytes.
         dtype: "float32", or "bfloat16" for the matrix products of the transformers, or on a Hopper GPU "fp8" for the
             large ones of the diffusion model (help(ipvg.Device) says more).
+        memory_limit: of a GPU, in bytes or as "24GB": what does not fit is streamed, to the same bytes.
+        keep_text_encoder: False: on a GPU its memory is given back after `encode_text`, and filled again for the next.
         Raises OSError, ipvg.FormatError (names the file and tensor), ValueError (device, threads,
-        dtype), ipvg.UnsupportedError (this device has no such dtype).
+        dtype, memory_limit), ipvg.UnsupportedError (this device has no such dtype).
         """
         threads = 0 if threads is None else threads
-        return cls(Checkpoint.open(bundled() if path is None else path), _core.Device(device, threads, dtype))
+        _arguments.instance("keep_text_encoder", keep_text_encoder, bool, "True or False")
+        if memory_limit is not None:
+            from .memory import parse
+
+            memory_limit = parse(memory_limit)
+        on = _core.Device(device, threads, dtype, memory_limit)
+        return cls(Checkpoint.open(bundled() if path is None else path), on, keep_text_encoder=keep_text_encoder)
 
     # ---- the models ----
 
@@ -147,6 +158,24 @@ class Pipeline:
         self.loras = loras
         self.__dict__.pop("dit", None)  # made again at its next use
 
+    @contextlib.contextmanager
+    def _room(self, size, frames: int | None, guidance: Guidance, references: int):
+        """A job on a GPU: refused if it cannot fit; a MemoryError says what it needs and what would fit."""
+        if self.device.memory is None:
+            yield
+            return
+        from . import memory
+
+        width, height = self.defaults.size if size is None else size
+        job = {"width": width, "height": height, "frames": self.defaults.frames if frames is None else frames}
+        job |= {"guidance": guidance, "references": references}
+        memory.check(self.checkpoint, self.device, self.keep_text_encoder, **job)
+        try:
+            yield
+        except MemoryError as error:
+            told = memory.advice(self.checkpoint, self.device, self.keep_text_encoder, **job)
+            raise MemoryError(f"{error}. {told}") from None
+
     # ---- the stages ----
 
     def encode_text(self, prompts: Mapping[str, str], progress: Progress | None = None) -> dict[str, np.ndarray]:
@@ -162,6 +191,8 @@ class Pipeline:
             _tell(progress, "text", i, len(prompts))
             states[name] = self.text_encoder.encode(self.tokenizer(prompt))
             _tell(progress, "text", i + 1, len(prompts))
+        if self.device.memory is not None and not self.keep_text_encoder:
+            self.__dict__.pop("text_encoder", None)
         return states
 
     def encode_source(
@@ -318,17 +349,18 @@ class Pipeline:
         check_size(self.defaults.size if size is None else size, self.defaults.frames if frames is None else frames)
         self._schedule(**sampling)  # what cannot work is said before the work
         stages = Stages()
-        with stages.stage("text"):
-            text = self.encode_text(prompts, progress)
-        _tell(progress, "source", 0, 1)
-        with stages.stage("source"):
-            source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
-        _tell(progress, "source", 1, 1)
-        with stages.stage("denoising"):
-            run = self.sampler(text, source, guidance, **sampling)
-            run.run(progress=(lambda p: progress("denoising", p.done, p.total)) if progress else False)
-        with stages.stage("decoding"):
-            made = self.decode(run.latents_tensor, progress)
+        with self._room(size, frames, guidance, len(references)):
+            with stages.stage("text"):
+                text = self.encode_text(prompts, progress)
+            _tell(progress, "source", 0, 1)
+            with stages.stage("source"):
+                source = self.encode_source(references, video=video, mask=mask, size=size, frames=frames)
+            _tell(progress, "source", 1, 1)
+            with stages.stage("denoising"):
+                run = self.sampler(text, source, guidance, **sampling)
+                run.run(progress=(lambda p: progress("denoising", p.done, p.total)) if progress else False)
+            with stages.stage("decoding"):
+                made = self.decode(run.latents_tensor, progress)
         inputs = {"references": list(references), "video": video, "mask": mask, "noise": sampling.get("noise")}
         inputs["start"] = sampling["start"][0] if sampling.get("start") else None
         made.manifest = describe(
@@ -341,10 +373,11 @@ class Pipeline:
 
 
 def generate(
-    prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, dtype="float32", **arguments
+    prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, dtype="float32", memory_limit=None,
+    **arguments,
 ) -> Video:
     """Pipeline.load(checkpoint).generate(...): a sentence, and pictures if you like, become a Video."""
-    pipe = Pipeline.load(checkpoint, device=device, threads=threads, dtype=dtype)
+    pipe = Pipeline.load(checkpoint, device=device, threads=threads, dtype=dtype, memory_limit=memory_limit)
     return pipe.generate(prompt, references, **arguments)
 
 

@@ -95,36 +95,12 @@ done:
     return status;
 }
 
-static ipvg_status place(ipvg_placing *p, void *model)
-{
-    ipvg_dit *m = model;
-    const ipvg_dtype half = p->ex->be->activation;
-    ipvg_status status;
-
-    if (ipvg_dit_large(p->ex->be) == IPVG_E4M3 && (m->config.dim % 16 || m->config.ffn_dim % 16))
-        return ipvg_fail(p->ex->ctx, IPVG_E_UNSUPPORTED,
-                         "DiT: fp8 takes widths that are multiples of 16, not %d and %d; try dtype='bfloat16'",
-                         m->config.dim, m->config.ffn_dim);
-    IPVG_TRY(ipvg_dit_linear_place(p, &m->patch, half));
-    if (m->config.n_vace) IPVG_TRY(ipvg_dit_linear_place(p, &m->vace_patch, half));
-    for (int i = 0; i < 2; i++) IPVG_TRY(ipvg_dit_linear_place(p, &m->text[i], half));
-    for (int i = 0; i < 2; i++) IPVG_TRY(ipvg_dit_linear_place(p, &m->time[i], IPVG_F32));
-    IPVG_TRY(ipvg_dit_linear_place(p, &m->time_projection, IPVG_F32));
-    IPVG_TRY(ipvg_dit_linear_place(p, &m->head, IPVG_F32));
-    IPVG_TRY(ipvg_place(p, &m->head_modulation, IPVG_F32));
-    for (int i = 0; i < m->config.layers + m->config.n_vace; i++) IPVG_TRY(ipvg_dit_block_place(p, &m->blocks[i]));
-done:
-    return status;
-}
-
-ipvg_status ipvg_dit_place(ipvg_exec *ex, ipvg_dit *dit)
-{
-    return ipvg_place_model(ex, &dit->home, place, dit, dit->hollow);
-}
-
 void ipvg_dit_free(ipvg_dit **dit)
 {
-    if (*dit) ipvg_arena_free(&(*dit)->home);
+    if (!*dit) return;
+    ipvg_stream_free(&(*dit)->stream);
+    ipvg_arena_free(&(*dit)->home);
+    free((*dit)->placed);
     free(*dit);
     *dit = NULL;
 }

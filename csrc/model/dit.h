@@ -50,8 +50,12 @@ typedef struct ipvg_dit_context ipvg_dit_context;
 
 /* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT. */
 ipvg_status ipvg_dit_new(ipvg_context *ctx, ipvg_dit **out, const ipvg_dit_config *config, ipvg_weights *weights);
-/* Brings the weights to the backend's memory, where that is not the host's (model/place.h); before anything is prepared. */
+/* Brings the weights to the backend's memory, where that is not the host's (model/place.h); before anything is prepared.
+ * Under a memory limit (be->meter) only what no block can do without: blocks are streamed (model/stream.h), and settle lets
+ * as many stay as there is room for, once all else that a run takes has been taken. It gives the same bytes. */
 ipvg_status ipvg_dit_place(ipvg_exec *ex, ipvg_dit *dit);
+ipvg_status ipvg_dit_settle(ipvg_exec *ex, const ipvg_dit *dit);
+int ipvg_dit_streamed(const ipvg_dit *dit); /* blocks that do not stay */
 void ipvg_dit_free(ipvg_dit **dit);
 const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
 
@@ -112,9 +116,12 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const 
 
 /* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
 typedef struct ipvg_dit_bytes {
-    size_t scratch; /* of the arena: the largest of ipvg_dit_text_new, ipvg_dit_context_new and ipvg_dit_forward */
+    size_t scratch; /* of the arena: the largest of ipvg_dit_place, _text_new, _context_new and _forward */
     size_t text;    /* each ipvg_dit_text */
     size_t context; /* each ipvg_dit_context */
+    size_t weights, least,
+        block; /* in the backend's memory, where that is not the host's: all; with every block streamed,
+                                     two slots included; what each block adds that stays, up to all */
 } ipvg_dit_bytes;
 typedef struct ipvg_dit_job {
     int frames, height, width; /* of the latent */

@@ -53,6 +53,12 @@ ipvg_tensor ipvg_dit_text_part(const ipvg_dit_text *text, int block, int what)
     return ipvg_tensor_of(data ? data + at : NULL, text->kv.dtype, shape[2], shape[3]);
 }
 
+static bool any(const void *user, int block)
+{
+    (void)user, (void)block;
+    return true;
+}
+
 static ipvg_status text_run(ipvg_exec *ex, ipvg_dit_text *text, const ipvg_tensor *states)
 {
     const ipvg_dit *dit = text->dit;
@@ -61,6 +67,7 @@ static ipvg_status text_run(ipvg_exec *ex, ipvg_dit_text *text, const ipvg_tenso
     size_t mark = ipvg_arena_mark(ex->arena);
     const ipvg_dtype dtype = ex->be->activation;
     ipvg_tensor embedded, padded, hidden, rounded;
+    int order[2 * IPVG_DIT_MAX_LAYERS], count;
     ipvg_status status;
 
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &embedded, dtype, 2, out));
@@ -78,13 +85,17 @@ static ipvg_status text_run(ipvg_exec *ex, ipvg_dit_text *text, const ipvg_tenso
     IPVG_TRY(ipvg_dit_linear_run(ex, &hidden, &padded, &dit->text[0], IPVG_ACT_GELU_TANH));
     IPVG_TRY(ipvg_dit_linear_run(ex, &embedded, &hidden, &dit->text[1], IPVG_ACT_NONE));
     IPVG_TRY(ipvg_see(ex, &embedded, "text_rows"));
-    for (int i = 0; i < c->layers + c->n_vace; i++) {
-        const ipvg_dit_attention *cross = &dit->blocks[i].cross;
+    count = ipvg_dit_order(order, c);
+    for (int n = 0; n < count; n++) {
+        const int i = order[n];
+        const ipvg_dit_block *block;
         ipvg_tensor k = ipvg_dit_text_part(text, i, 0), v = ipvg_dit_text_part(text, i, 1);
         IPVG_TRY(ipvg_pace(ex));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &k, &embedded, &cross->k, IPVG_ACT_NONE));
-        IPVG_TRY(ipvg_rms_norm(ex, &k, &k, &cross->norm_k, c->eps));
-        IPVG_TRY(ipvg_dit_linear_run(ex, &v, &embedded, &cross->v, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_block_enter(ex, &block, dit, i));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &k, &embedded, &block->cross.k, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_rms_norm(ex, &k, &k, &block->cross.norm_k, c->eps));
+        IPVG_TRY(ipvg_dit_linear_run(ex, &v, &embedded, &block->cross.v, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_dit_block_leave(ex, dit, ipvg_dit_block_next(dit, i, any, NULL)));
     }
 done:
     ipvg_arena_reset(ex->arena, mark);
@@ -310,7 +321,12 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
         branches[b] = &branch[b];
         velocities[b] = &velocity;
     }
-    *out = (ipvg_dit_bytes){.text = ipvg_tensor_bytes(&text[0].kv), .context = context_bytes(&context)};
+    *out = (ipvg_dit_bytes){.scratch = dit->placing,
+                            .text = ipvg_tensor_bytes(&text[0].kv),
+                            .context = context_bytes(&context),
+                            .weights = dit->all,
+                            .least = dit->rest + dit->streaming.staging,
+                            .block = dit->streaming.block};
     for (int i = 0; i < 3; i++) {
         ipvg_arena_plan(&arena);
         if (i == 0) IPVG_TRY(text_run(&ex, &text[0], &states));

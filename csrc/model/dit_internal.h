@@ -3,7 +3,7 @@
 #define IPVG_MODEL_DIT_INTERNAL_H
 
 #include "dit.h"
-#include "place.h"
+#include "stream.h"
 
 /* ---- weights; D = dim ---- */
 
@@ -35,7 +35,11 @@ struct ipvg_dit {
     ipvg_dit_linear text[2], time[2], time_projection; /* (D, text_dim), (D, D); (D, freq_dim), (D, D); (6 D, D) */
     ipvg_dit_linear head;                              /* (4 * out_dim, D) */
     ipvg_tensor head_modulation;                       /* (2, D): shift, scale */
-    ipvg_dit_block blocks[];                           /* layers main ones, then n_vace VACE ones */
+    ipvg_stream *stream;                               /* of the blocks, under a memory limit; NULL: all are placed */
+    size_t all, rest, placing;   /* bytes in a backend's memory: of all, without blocks; scratch to bring them there */
+    ipvg_stream_bytes streaming; /* what a stream takes */
+    ipvg_dit_block *placed;      /* with a stream: where blocks are now, and its two slots */
+    ipvg_dit_block blocks[];     /* layers main ones, then n_vace VACE ones */
 };
 
 /* ---- prepared inputs ---- */
@@ -82,7 +86,7 @@ typedef struct ipvg_dit_words {
     ipvg_tensor nag_k, nag_v; /* (text_len, D): of its text */
 } ipvg_dit_words;
 
-/* Brings a block's weights to the backend's memory. */
+/* Brings a block's weights to the backend's memory, but those that come before and after it. */
 ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *block);
 /* Both tensors of a layer, in one dtype; of E4M3 the weights alone. */
 ipvg_status ipvg_dit_linear_place(ipvg_placing *p, ipvg_dit_linear *linear, ipvg_dtype dtype);
@@ -116,6 +120,17 @@ static inline ipvg_status ipvg_dit_copy(ipvg_exec *ex, ipvg_tensor *to, const ip
 {
     return ipvg_combine(ex, to, 1, &from, (const float[]){1.f});
 }
+
+/* ---- dit_place.c ---- */
+
+/* The blocks as they run: each VACE block right before the main block that takes its hint. Returns how many. */
+int ipvg_dit_order(int order[2 * IPVG_DIT_MAX_LAYERS], const ipvg_dit_config *config);
+/* Block i, ready for what is queued next, and the end of that. next: the one that follows, or -1. */
+ipvg_status ipvg_dit_block_enter(ipvg_exec *ex, const ipvg_dit_block **out, const ipvg_dit *dit, int i);
+ipvg_status ipvg_dit_block_leave(ipvg_exec *ex, const ipvg_dit *dit, int next);
+/* The block after i of those that run one after the other, which does not stay and for which runs(user, block); -1: none.
+ * It goes round: after the last comes the first of the next forward. */
+int ipvg_dit_block_next(const ipvg_dit *dit, int i, bool (*runs)(const void *user, int block), const void *user);
 
 /* ---- dit_pass.c ---- */
 

@@ -140,11 +140,22 @@ done:
     return status;
 }
 
+/* Is block i computed in this pass, whatever its state? */
+static bool pass_runs(const void *pass, int i)
+{
+    const ipvg_dit_pass *p = pass;
+    const int vace = i - p->dit->config.layers;
+    bool run = false;
+    for (int b = 0; b < p->count; b++) run |= vace < 0 ? runs(p->branch[b], i) : p->needed[b] > vace;
+    return run;
+}
+
 ipvg_status ipvg_dit_pass_block(ipvg_exec *ex, ipvg_dit_pass *p, ipvg_dit_states *s, ipvg_dit_given *given, int i)
 {
     const int vace = i - p->dit->config.layers; /* of which block; below 0: it is a main one */
     ipvg_dit_words words[IPVG_DIT_BRANCHES];
     ipvg_tensor *state[IPVG_DIT_BRANCHES];
+    const ipvg_dit_block *block = NULL;
     int lead[IPVG_DIT_BRANCHES];
     ipvg_status status;
 
@@ -163,8 +174,10 @@ ipvg_status ipvg_dit_pass_block(ipvg_exec *ex, ipvg_dit_pass *p, ipvg_dit_states
         if (!run) continue;
         given->perturb = vace < 0 ? perturb_of(p->branch[a], i) : IPVG_DIT_ATTEND;
         given->blur = p->branch[a]->blur;
-        IPVG_TRY(ipvg_dit_block_forward(ex, state, &p->dit->blocks[i], given, words, n));
+        if (!block) IPVG_TRY(ipvg_dit_block_enter(ex, &block, p->dit, i));
+        IPVG_TRY(ipvg_dit_block_forward(ex, state, block, given, words, n));
     }
+    if (block) IPVG_TRY(ipvg_dit_block_leave(ex, p->dit, ipvg_dit_block_next(p->dit, i, pass_runs, p)));
     memcpy(s->lead, lead, sizeof lead);
 done:
     return status;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "place.h"
+#include "stream.h"
 
 #define DISTANCES (2 * IPVG_UMT5_MAX_TOKENS - 1) /* key - query = -511 .. 511 */
 
@@ -24,7 +24,10 @@ struct ipvg_umt5 {
     ipvg_tensor token_embedding; /* (vocab, D) */
     ipvg_tensor norm;            /* (D) */
     ipvg_arena home;             /* of weights in a backend's memory */
-    float *bias;                 /* (layers, H, DISTANCES) */
+    ipvg_stream *stream;         /* of the blocks, under a memory limit; NULL: all are placed */
+    ipvg_umt5_bytes bytes;
+    block *placed; /* with a stream: its two slots */
+    float *bias;   /* (layers, H, DISTANCES) */
     block blocks[];
 };
 
@@ -119,36 +122,75 @@ done:
     return status;
 }
 
-static ipvg_status place(ipvg_placing *p, void *model)
+static ipvg_status place_one(ipvg_placing *p, block *b)
 {
-    ipvg_umt5 *m = model;
     const ipvg_dtype half = p->ex->be->activation;
     ipvg_status status;
 
-    for (int i = 0; i < m->config.layers; i++) {
-        block *b = &m->blocks[i];
-        IPVG_TRY(ipvg_place_joined(p, &b->qkv, (ipvg_tensor *[]){&b->q, &b->k, &b->v}, 3, half));
-        IPVG_TRY(ipvg_place_joined(p, &b->gate_up, (ipvg_tensor *[]){&b->gate, &b->up}, 2, half));
-        IPVG_TRY(ipvg_place(p, &b->o, half));
-        IPVG_TRY(ipvg_place(p, &b->down, half));
-        IPVG_TRY(ipvg_place(p, &b->norm1, IPVG_F32));
-        IPVG_TRY(ipvg_place(p, &b->norm2, IPVG_F32));
-        IPVG_TRY(ipvg_place(p, &b->bias, IPVG_F32));
-    }
-    IPVG_TRY(ipvg_place(p, &m->norm, IPVG_F32));
+    IPVG_TRY(ipvg_place_joined(p, &b->qkv, (ipvg_tensor *[]){&b->q, &b->k, &b->v}, 3, half));
+    IPVG_TRY(ipvg_place_joined(p, &b->gate_up, (ipvg_tensor *[]){&b->gate, &b->up}, 2, half));
+    IPVG_TRY(ipvg_place(p, &b->o, half));
+    IPVG_TRY(ipvg_place(p, &b->down, half));
+    IPVG_TRY(ipvg_place(p, &b->norm1, IPVG_F32));
+    IPVG_TRY(ipvg_place(p, &b->norm2, IPVG_F32));
+    IPVG_TRY(ipvg_place(p, &b->bias, IPVG_F32));
 done:
     return status;
 }
 
-ipvg_status ipvg_umt5_place(ipvg_exec *ex, ipvg_umt5 *umt5)
+static ipvg_status place_block(ipvg_placing *p, void *model, int i, int where)
 {
-    return ipvg_place_model(ex, &umt5->home, place, umt5, !umt5->token_embedding.data);
+    ipvg_umt5 *m = model;
+    block *b = &m->placed[where - m->config.layers]; /* none stays: a text takes each block once */
+    *b = m->blocks[i];
+    return place_one(p, b);
 }
+
+static ipvg_status place_rest(ipvg_placing *p, void *model)
+{
+    return ipvg_place(p, &((ipvg_umt5 *)model)->norm, IPVG_F32);
+}
+
+static ipvg_status place_all(ipvg_placing *p, void *model)
+{
+    ipvg_umt5 *m = model;
+    ipvg_status status;
+
+    for (int i = 0; i < m->config.layers; i++) IPVG_TRY(place_one(p, &m->blocks[i]));
+    IPVG_TRY(place_rest(p, m));
+done:
+    return status;
+}
+
+ipvg_status ipvg_umt5_place(ipvg_exec *ex, ipvg_umt5 *m)
+{
+    const int layers = m->config.layers;
+    const bool hollow = !m->token_embedding.data;
+    int order[IPVG_UMT5_MAX_LAYERS];
+    ipvg_stream_bytes streaming;
+    ipvg_status status;
+
+    if (ex->be->host) return IPVG_OK;
+    m->placed = calloc(2, sizeof *m->placed);
+    if (!m->placed) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "umT5: no memory for two blocks");
+    IPVG_TRY(ipvg_stream_measure(ex, &streaming, place_block, m, layers));
+    m->bytes = (ipvg_umt5_bytes){(size_t)layers * streaming.block, streaming.staging};
+    if (hollow || !ex->be->meter->limit) return ipvg_place_model(ex, &m->home, place_all, m, hollow);
+    IPVG_TRY(ipvg_place_model(ex, &m->home, place_rest, m, false));
+    for (int i = 0; i < layers; i++) order[i] = i;
+    IPVG_TRY(ipvg_stream_new(ex, &m->stream, place_block, m, order, layers));
+done:
+    return status;
+}
+
+ipvg_umt5_bytes ipvg_umt5_memory(const ipvg_umt5 *umt5) { return umt5->bytes; }
 
 void ipvg_umt5_free(ipvg_umt5 **umt5)
 {
     if (!*umt5) return;
+    ipvg_stream_free(&(*umt5)->stream);
     ipvg_arena_free(&(*umt5)->home);
+    free((*umt5)->placed);
     free((*umt5)->bias);
     free(*umt5);
     *umt5 = NULL;
@@ -183,9 +225,9 @@ done:
 }
 
 /* x += attention(norm1(x)). h (L, D) is scratch. */
-static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, int layer)
+static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, const block *b,
+                                  int layer)
 {
-    const block *b = &m->blocks[layer];
     const int64_t tokens = x->shape[0], shape[] = {tokens, m->config.dim_attn};
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor qkv[3], o;
@@ -207,9 +249,8 @@ done:
 }
 
 /* x += down(gelu(gate(n)) * up(n)) with n = norm2(x). h (L, D) is scratch. */
-static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, int layer)
+static ipvg_status feed_forward(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h, const ipvg_umt5 *m, const block *b)
 {
-    const block *b = &m->blocks[layer];
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor both[2], *gate = &both[0];
     ipvg_status status;
@@ -244,9 +285,16 @@ ipvg_status ipvg_umt5_encode(ipvg_exec *ex, ipvg_tensor *states, const ipvg_tens
     IPVG_TRY(ipvg_gather_rows(ex, &x, &umt5->token_embedding, ids));
     IPVG_TRY(ipvg_see(ex, &x, "embedding"));
     for (int i = 0; i < umt5->config.layers; i++) {
+        const block *b = &umt5->blocks[i];
+        int where;
         IPVG_TRY(ipvg_pace(ex));
-        IPVG_TRY(self_attention(ex, &x, &h, umt5, i));
-        IPVG_TRY(feed_forward(ex, &x, &h, umt5, i));
+        if (umt5->stream) {
+            IPVG_TRY(ipvg_stream_enter(ex, umt5->stream, i, &where));
+            b = &umt5->placed[where - umt5->config.layers];
+        }
+        IPVG_TRY(self_attention(ex, &x, &h, umt5, b, i));
+        IPVG_TRY(feed_forward(ex, &x, &h, umt5, b));
+        if (umt5->stream) IPVG_TRY(ipvg_stream_leave(ex, umt5->stream, (i + 1) % umt5->config.layers));
         IPVG_TRY(ipvg_see(ex, &x, "after_layer%d", i));
     }
     IPVG_TRY(ipvg_rms_norm(ex, states, &x, &umt5->norm, umt5->config.eps));

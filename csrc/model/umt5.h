@@ -32,8 +32,14 @@ typedef struct ipvg_umt5 ipvg_umt5;
 /* Takes every tensor from `weights` (which must outlive the model). A missing, misshapen or unknown one: IPVG_E_FORMAT.
  * Reads the position embeddings (a few KiB a layer) and nothing else. */
 ipvg_status ipvg_umt5_new(ipvg_context *ctx, ipvg_umt5 **out, const ipvg_umt5_config *config, ipvg_weights *weights);
-/* Brings the weights, but the token embedding, to the backend's memory where that is not the host's (model/place.h). */
+/* Brings the weights, but the token embedding, to the backend's memory where that is not the host's (model/place.h). Under a
+ * memory limit (be->meter) blocks are streamed instead (model/stream.h); the same bytes come out. */
 ipvg_status ipvg_umt5_place(ipvg_exec *ex, ipvg_umt5 *umt5);
+/* What that takes of it: all, or streamed. 0 where it is the host's. */
+typedef struct ipvg_umt5_bytes {
+    size_t weights, least;
+} ipvg_umt5_bytes;
+ipvg_umt5_bytes ipvg_umt5_memory(const ipvg_umt5 *umt5);
 void ipvg_umt5_free(ipvg_umt5 **umt5);
 const ipvg_umt5_config *ipvg_umt5_get_config(const ipvg_umt5 *umt5);
 

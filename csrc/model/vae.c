@@ -304,6 +304,7 @@ ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_
     ipvg_arena_plan(&arena);
     IPVG_TRY(ipvg_vae_decode(&ex, &video, &latent, vae));
     out->decode = arena.peak + (be->host ? host : 0);
+    out->weights = vae->home.peak;
 done:
     return status;
 }

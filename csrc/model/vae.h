@@ -70,6 +70,7 @@ ipvg_status ipvg_vae_decode(ipvg_exec *ex, ipvg_tensor *frames, const ipvg_tenso
  * weights in the backend's form. */
 typedef struct ipvg_vae_bytes {
     size_t encode, decode;
+    size_t weights; /* in the backend's memory, as they came from the file; 0 where that is the host's */
 } ipvg_vae_bytes;
 ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_bytes *out, const ipvg_vae *vae,
                             int64_t frames, int64_t height, int64_t width);

@@ -7,6 +7,7 @@
 #define IPVG_OPS_BACKEND_H
 
 #include "../base/arena.h"
+#include "../base/meter.h"
 
 typedef struct ipvg_backend ipvg_backend;
 
@@ -48,10 +49,16 @@ struct ipvg_backend {
     bool native;           /* the machine has units for it; otherwise the same numbers at float32's speed */
     bool host;             /* its memory is the host's: arrays and mapped weights are used in place */
     ipvg_memory memory;
-    void *state; /* the backend's own: streams, library handles */
+    ipvg_meter *meter; /* of that memory; NULL where be->host */
+    void *state;       /* the backend's own: streams, library handles */
     void (*free)(ipvg_backend *be);
     void (*begin)(const ipvg_backend *be); /* in the thread that is about to call; or NULL */
     ipvg_status (*pace)(ipvg_exec *ex);    /* once a block: what ipvg_pace says; or NULL */
+    /* A second queue of the same device, for copies and casts beside the computation; it has the memory and none of the
+     * libraries. NULL where be->host. */
+    ipvg_status (*lane)(const ipvg_backend *be, ipvg_context *ctx, ipvg_backend **out);
+    /* What comes to the queue of ex->be from now on begins when all that is in the other's now is done. */
+    ipvg_status (*after)(ipvg_exec *ex, const ipvg_backend *other);
     /* Both of a contiguous tensor's bytes; the host's side may be any memory and is free when they return. What comes in may
      * also lie in the device's own memory: then the copy is queued, and none is made of a tensor to itself. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);

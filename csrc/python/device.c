@@ -233,19 +233,34 @@ static const ipvg_cuda_api *cuda_api(ipvg_context *ctx)
     return api;
 }
 
+static ipvg_status set_limit(ipvg_py_device *self, size_t limit)
+{
+    ipvg_meter *m = self->be->meter;
+    if (limit <= m->used)
+        return ipvg_fail(&self->ctx, IPVG_E_MEMORY,
+                         "memory_limit: is %.1f MiB, but CUDA and its libraries take %.1f MiB before any work",
+                         (double)limit / 1048576.0, (double)m->used / 1048576.0);
+    m->limit = limit;
+    return IPVG_OK;
+}
+
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"name", "threads", "dtype", NULL};
+    static char *names[] = {"name", "threads", "dtype", "memory_limit", NULL};
     static const char *const dtypes[] = {"float32", "bfloat16", "fp8"};
     static const ipvg_dtype computes[] = {IPVG_F32, IPVG_BF16, IPVG_E4M3};
-    PyObject *name = NULL, *count = NULL, *dtype = NULL;
-    int64_t threads = 0;
+    PyObject *name = NULL, *count = NULL, *dtype = NULL, *most = NULL;
+    int64_t threads = 0, limit = 0;
     const ipvg_cuda_api *cuda = NULL;
     int which = 0, gpu;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:Device", names, &name, &count, &dtype)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOOO:Device", names, &name, &count, &dtype, &most)) return NULL;
     if (!read_name(name, &gpu)) return NULL;
     if (count && !ipvg_py_int(count, "threads", 0, 4096, &threads)) return NULL; /* 0: all */
     if (dtype && (which = ipvg_py_choice(dtype, "dtype", dtypes, 3)) < 0) return NULL;
+    if (most && most != Py_None) {
+        if (gpu < 0) return PyErr_SetString(PyExc_ValueError, "memory_limit: is of a GPU; the device is 'cpu'"), NULL;
+        if (!ipvg_py_int(most, "memory_limit", 1, INT64_MAX, &limit)) return NULL;
+    }
     ipvg_py_device *self = (ipvg_py_device *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     ipvg_context_init(&self->ctx, (int)threads);
@@ -257,6 +272,7 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     ipvg_status status = !self->lock ? ipvg_fail(&self->ctx, IPVG_E_MEMORY, "no memory for a lock")
                          : cuda      ? cuda->open(&self->ctx, &self->be, gpu, computes[which])
                                      : ipvg_backend_cpu(&self->ctx, &self->be, computes[which]);
+    if (status == IPVG_OK && limit) status = set_limit(self, (size_t)limit);
     if (status != IPVG_OK) {
         ipvg_py_raise(&self->ctx, status);
         Py_DECREF(self);
@@ -320,6 +336,15 @@ static PyObject *device_scratch(PyObject *obj, void *unused)
     return PyLong_FromSize_t(((ipvg_py_device *)obj)->arena.size);
 }
 
+static PyObject *device_memory(PyObject *obj, void *unused)
+{
+    (void)unused;
+    const ipvg_meter *m = ((ipvg_py_device *)obj)->be->meter;
+    if (!m) Py_RETURN_NONE;
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n}", "total", (Py_ssize_t)m->total, "limit", (Py_ssize_t)m->limit, "used",
+                         (Py_ssize_t)m->used, "peak", (Py_ssize_t)m->peak, "fixed", (Py_ssize_t)m->fixed);
+}
+
 static PyObject *device_release(PyObject *obj, PyObject *unused)
 {
     (void)unused;
@@ -347,17 +372,24 @@ static PyGetSetDef getset[] = {
     {"dtype", device_dtype, NULL, "'float32', 'bfloat16' or 'fp8': what matrix products take.", NULL},
     {"native", device_native, NULL, "Does this machine have units for that dtype?", NULL},
     {"scratch", device_scratch, NULL, "Bytes of scratch held now.", NULL},
+    {"memory", device_memory, NULL,
+     "Bytes of a GPU's memory taken through this object: 'used' now, 'peak', of these 'fixed' for CUDA and its "
+     "libraries\n"
+     "(an allowance); the 'limit', 0 if there is none; the 'total' that the GPU has. None where memory is the host's.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot slots[] = {
     {Py_tp_doc,
-     "Device(name='cpu', threads=0, dtype='float32')\n\nWhere models run. threads: 0 = as many as OpenMP would use.\n"
+     "Device(name='cpu', threads=0, dtype='float32', memory_limit=None)\n\nWhere models run. threads: 0 = as many as "
+     "OpenMP would use.\n"
      "dtype: what the transformers' matrix products take. 'bfloat16' rounds their inputs to it and sums in float32;\n"
      "norms, attention, the timestep, the head and the VAE stay in float32. Without AVX-512 BF16 or AMX (`native` is\n"
      "False) the same numbers come at the speed of float32, not faster. 'fp8', on Hopper GPUs: 'bfloat16', but the\n"
      "diffusion model's large products take weights and activations as 8-bit numbers (E4M3, a scale for each output\n"
      "channel and token): faster and smaller, further from float32. One call runs at a time on a device; use one\n"
-     "device per thread to run several."},
+     "device per thread to run several. memory_limit: bytes of a GPU's memory. Within it transformers keep as many\n"
+     "blocks there as fit and stream the others, each while the one before computes: the same bytes come out."},
     {Py_tp_new, device_new},
     {Py_tp_dealloc, device_dealloc},
     {Py_tp_methods, methods},

@@ -159,6 +159,7 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     if (!ex->be->host) x_view.data = v_view.data = NULL;
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &x_view, &x_host, 1);
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &v_view, &v_host, 0);
+    if (status == IPVG_OK) status = ipvg_dit_settle(ex, self->dit);
     if (status == IPVG_OK) status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1);
     status = ipvg_py_unstage(self->device, &v_view, &v_host, status);
     status = ipvg_py_unstage(self->device, &x_view, NULL, status);
@@ -194,8 +195,10 @@ static PyObject *dit_memory(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_context_init(&ctx, self->device->ctx.threads); /* plans alone: needs neither the lock nor the device's arena */
     ipvg_status status = ipvg_dit_memory(&ctx, self->device->be, &bytes, self->dit, &job);
     if (status != IPVG_OK) return ipvg_py_raise(&ctx, status);
-    return Py_BuildValue("{sKsKsK}", "scratch", (unsigned long long)bytes.scratch, "text",
-                         (unsigned long long)bytes.text, "context", (unsigned long long)bytes.context);
+    return Py_BuildValue("{sK,sK,sK,sK,sK,sK}", "scratch", (unsigned long long)bytes.scratch, "text",
+                         (unsigned long long)bytes.text, "context", (unsigned long long)bytes.context, "weights",
+                         (unsigned long long)bytes.weights, "least", (unsigned long long)bytes.least, "block",
+                         (unsigned long long)bytes.block);
 }
 
 /* ==== Dit ==== */
@@ -306,17 +309,27 @@ static PyMethodDef dit_methods[] = {
      "ipvg.Cancelled, KeyboardInterrupt."},
     {"memory", (PyCFunction)(void (*)(void))dit_memory, METH_VARARGS | METH_KEYWORDS,
      "memory(frames, height, width, *, branches=1, hints=branches, nag=False, blur=False)\n"
-     "    -> {'scratch': bytes, 'text': bytes, 'context': bytes}\n\n"
+     "    -> {'scratch': bytes, 'text': ..., 'context': ..., 'weights': ..., 'least': ..., 'block': ...}\n\n"
      "What a latent of that size needs besides the weights: working memory, and each DitText and DitContext. "
      "branches:\n"
      "predicted in one step, 1 to 16; hints: how many of them differ in text, context or NAG, the others share hints.\n"
-     "nag, blur: for branches that ask for these. Planned with the code that runs; nothing is computed or allocated.\n"
+     "nag, blur: for branches that ask for these. weights: on a GPU; least: of them under the smallest memory_limit, "
+     "with\n"
+     "every block streamed; block: what each that stays adds, up to weights. Planned with the code that runs; nothing "
+     "is computed or allocated.\n"
      "Raises TypeError, ValueError."},
     {NULL, NULL, 0, NULL}};
+
+static PyObject *dit_streamed(PyObject *obj, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(ipvg_dit_streamed(((ipvg_py_dit *)obj)->dit));
+}
 
 static PyGetSetDef dit_getset[] = {
     {"config", dit_config, NULL, "The sizes, as a new dict in the form of config.json.", NULL},
     {"weights", dit_weights, NULL, "The _core.Weights that it was made of.", NULL},
+    {"streamed", dit_streamed, NULL, "Blocks that do not stay in the GPU's memory, under a memory_limit.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot dit_slots[] = {

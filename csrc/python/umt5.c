@@ -147,7 +147,17 @@ static PyObject *encoder_scratch(PyObject *obj, PyObject *arg)
     return PyLong_FromSize_t(peak);
 }
 
+static PyObject *encoder_memory(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    ipvg_umt5_bytes bytes = ipvg_umt5_memory(((encoder_object *)obj)->umt5);
+    return Py_BuildValue("{s:n,s:n}", "weights", (Py_ssize_t)bytes.weights, "least", (Py_ssize_t)bytes.least);
+}
+
 static PyMethodDef encoder_methods[] = {
+    {"memory", encoder_memory, METH_NOARGS,
+     "memory() -> {'weights': int, 'least': int}\n\n"
+     "Bytes of the weights on a GPU: all of them, and streamed, as under a memory_limit."},
     {"encode", (PyCFunction)(void (*)(void))encoder_encode, METH_VARARGS | METH_KEYWORDS,
      "encode(ids, trace=None) -> (n, dim) float32\n\n"
      "The text states of n = 1 to 512 token ids, after the final norm, without padding.\n"

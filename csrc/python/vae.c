@@ -234,7 +234,8 @@ static PyObject *vae_memory(PyObject *obj, PyObject *args)
         return NULL;
     ipvg_status status = ipvg_vae_memory(&self->dev->ctx, self->dev->be, &bytes, self->vae, t, h, w);
     if (!ipvg_py_leave(&run, status)) return NULL;
-    return Py_BuildValue("{s:n,s:n}", "encode", (Py_ssize_t)bytes.encode, "decode", (Py_ssize_t)bytes.decode);
+    return Py_BuildValue("{s:n,s:n,s:n}", "encode", (Py_ssize_t)bytes.encode, "decode", (Py_ssize_t)bytes.decode,
+                         "weights", (Py_ssize_t)bytes.weights);
 }
 
 /* ---- the stream: its history lives in an arena of its own, so that the device may do other things in between ---- */
@@ -386,7 +387,7 @@ static PyMethodDef vae_methods[] = {
      "does not\n"
      "grow with the video's length, and is the stream's own: the device may run other things in between."},
     {"memory", vae_memory, METH_VARARGS,
-     "memory(frames, height, width) -> {'encode': int, 'decode': int}\n\n"
+     "memory(frames, height, width) -> {'encode': int, 'decode': int, 'weights': int}\n\n"
      "Bytes that a video of that size takes besides the weights' files and the two arrays: weights in the form that "
      "the\n"
      "device computes with, history and scratch. Nothing is computed. ValueError for a size that cannot work."},

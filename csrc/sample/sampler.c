@@ -223,6 +223,7 @@ ipvg_status ipvg_sampler_new(ipvg_exec *ex, ipvg_sampler **out, const ipvg_dit *
     IPVG_TRY(copy_settings(ex->ctx, s, count, branches, weight, operations, operation));
     IPVG_TRY(take_memory(ex, s));
     IPVG_TRY(plan(ex, s));
+    IPVG_TRY(ipvg_dit_settle(ex, dit));
     *out = s;
     s = NULL;
 done:

@@ -47,6 +47,16 @@ done:
     return status;
 }
 
+static ipvg_status after(ipvg_exec *ex, const ipvg_backend *other)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex), *first = other->state;
+    ipvg_status status;
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(first->mark, first->stream), "an event"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaStreamWaitEvent(cuda->stream, first->mark, 0), "waiting for an event"));
+done:
+    return status;
+}
+
 static void begin(const ipvg_backend *be) { cudaSetDevice(((const ipvg_cuda *)be->state)->device); }
 
 static void state_free(ipvg_cuda *cuda)
@@ -59,6 +69,8 @@ static void state_free(ipvg_cuda *cuda)
     ipvg_cuda_pinned_free(cuda);
     for (int i = 0; i < 2; i++)
         if (cuda->block[i]) cudaEventDestroy(cuda->block[i]);
+    if (cuda->mark) cudaEventDestroy(cuda->mark);
+    if (cuda->metered) ipvg_meter_end(&cuda->meter);
     if (cuda->workspace) cudaFree(cuda->workspace);
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
     free(cuda);
@@ -95,25 +107,55 @@ static ipvg_status check_device(ipvg_context *ctx, int device, ipvg_dtype comput
     return IPVG_OK;
 }
 
-static ipvg_status state_new(ipvg_context *ctx, ipvg_cuda **out, int device)
+/* lane: a queue alone. */
+static ipvg_status state_new(ipvg_context *ctx, ipvg_cuda **out, int device, bool lane)
 {
     ipvg_cuda *cuda = calloc(1, sizeof *cuda);
+    size_t available;
     ipvg_status status;
     if (!cuda) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a backend");
     cuda->device = device;
     IPVG_TRY(ipvg_cuda_check(ctx, cudaSetDevice(device), "setting the device"));
     IPVG_TRY(ipvg_cuda_check(ctx, cudaStreamCreateWithFlags((cudaStream_t *)&cuda->stream, cudaStreamNonBlocking),
                              "a stream"));
+    IPVG_TRY(
+        ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->mark, cudaEventDisableTiming), "an event"));
+    if (lane) goto made;
+    cuda->metered = ipvg_meter_begin(&cuda->meter, IPVG_CUDA_CONTEXT + IPVG_CUDA_WORKSPACE);
+    if (!cuda->metered) {
+        status = ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a lock");
+        goto done;
+    }
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaMemGetInfo(&available, &cuda->meter.total), "the size of its memory"));
     for (int i = 0; i < 2; i++)
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->block[i], cudaEventDisableTiming),
                                  "an event"));
     IPVG_TRY(ipvg_cuda_check(ctx, cudaMalloc(&cuda->workspace, IPVG_CUDA_WORKSPACE), "the workspace of cuBLASLt"));
     IPVG_TRY(ipvg_blas_new(ctx, &cuda->blas, cuda));
     IPVG_TRY(ipvg_dnn_new(ctx, &cuda->dnn, cuda));
+made:
     *out = cuda;
     cuda = NULL;
 done:
     state_free(cuda);
+    return status;
+}
+
+static ipvg_status lane(const ipvg_backend *be, ipvg_context *ctx, ipvg_backend **out)
+{
+    const ipvg_cuda *owner = be->state;
+    ipvg_cuda *cuda = NULL;
+    ipvg_status status;
+
+    *out = malloc(sizeof **out);
+    if (!*out) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for a queue");
+    IPVG_TRY(state_new(ctx, &cuda, owner->device, true));
+    **out = *be;
+    (*out)->state = cuda;
+done:
+    if (status == IPVG_OK) return status;
+    free(*out);
+    *out = NULL;
     return status;
 }
 
@@ -129,7 +171,7 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         return ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "a GPU computes in float32, bfloat16 or fp8, not in %s",
                          ipvg_dtype_name(compute));
     IPVG_TRY(check_device(ctx, device, compute));
-    IPVG_TRY(state_new(ctx, &cuda, device));
+    IPVG_TRY(state_new(ctx, &cuda, device, false));
     be = malloc(sizeof *be);
     if (!be) {
         state_free(cuda);
@@ -144,10 +186,13 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         .ffn_rows = INT64_MAX,
         .native = true,
         .memory = ipvg_cuda_memory(cuda),
+        .meter = &cuda->meter,
         .state = cuda,
         .free = cuda_free,
         .begin = begin,
         .pace = pace,
+        .lane = lane,
+        .after = after,
         .copy_in = ipvg_cuda_copy_in,
         .copy_out = ipvg_cuda_copy_out,
         .device = device,

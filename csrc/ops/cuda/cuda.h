@@ -9,14 +9,19 @@
 typedef struct ipvg_blas ipvg_blas;
 typedef struct ipvg_dnn ipvg_dnn;
 
+/* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
+#define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
 /* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
  * a device object each do not meet. */
 typedef struct ipvg_cuda {
-    int device;      /* CUDA's number */
-    void *stream;    /* cudaStream_t */
-    void *workspace; /* IPVG_CUDA_WORKSPACE bytes */
+    int device;       /* CUDA's number */
+    void *stream;     /* cudaStream_t */
+    void *mark;       /* cudaEvent_t: what another queue of this device waits for */
+    ipvg_meter meter; /* of the memory taken through this object */
+    bool metered;     /* false: it is such another queue, without memory, workspace and libraries of its own */
+    void *workspace;  /* IPVG_CUDA_WORKSPACE bytes */
     ipvg_blas *blas;
     ipvg_dnn *dnn;
     void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */

@@ -1,0 +1,151 @@
+"""Weights under a memory limit: the same bytes, within it, whatever the branches skip; an error that says how much is
+needed. On a GPU, and on the emulated device (`make test-cuda`), whose streams do nothing before somebody waits."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+import test_dit
+import test_umt5
+from test_sampler import make_source
+
+import ipvg
+from ipvg import _core, guidance, memory
+from ipvg.sampler import Sampler
+from ipvg.schedule import Schedule
+
+pytestmark = pytest.mark.skipif(ipvg.cuda_error() is not None, reason=f"no GPU: {ipvg.cuda_error()}")
+
+EMULATED = "emulated" in str(getattr(sys.modules.get("ipvg._cuda"), "__file__", ""))
+
+
+def device(extra=None, dtype="bfloat16"):
+    """extra: bytes beyond what CUDA takes for itself; None: no limit."""
+    free = _core.Device("cuda", dtype=dtype)
+    return free if extra is None else _core.Device("cuda", dtype=dtype, memory_limit=free.memory["fixed"] + extra)
+
+
+def needs(dit, size):
+    """(least, most) bytes of a forward of `size`, with every block streamed and with none."""
+    m = dit.memory(*size)
+    latents = 2 * 4 * dit.config["in_dim"] * np.prod(size)
+    rest = m["scratch"] + m["text"] + m["context"] + int(latents)
+    return rest + m["least"], rest + m["weights"]
+
+
+@pytest.mark.parametrize(("dtype", "more", "streamed"), [
+    ("float32", 0.5, 7), ("bfloat16", 0.5, 7), ("bfloat16", 1.5, 6), ("bfloat16", 3.5, 4), ("bfloat16", 40, 2)
+])  # fmt: skip
+def test_the_same_bytes_however_many_blocks_are_streamed(dtype, more, streamed):
+    """Four main blocks, three of VACE; the last two are always in the slots. more: blocks that find room to stay."""
+    given = test_dit.inputs()
+    dit = test_dit.model(device=device(dtype=dtype))
+    want, block = test_dit.run(dit, *given), dit.memory(1, 2, 2)["block"]
+    limited = device(needs(dit, given[0].shape[1:])[0] + int(more * block), dtype)
+    ours = test_dit.model(device=limited)
+    for _ in range(2):  # the second begins with what the first has sent ahead
+        assert test_dit.run(ours, *given).tobytes() == want.tobytes()
+    assert ours.streamed == streamed
+    assert limited.memory["peak"] <= limited.memory["limit"]
+
+
+OPTIONS = [
+    {},
+    {"skip": (2,)},
+    {"skip": (0, 1, 2, 3), "keep_hint": True},
+    {"scale": (0.5, 0.0, 0.0)},  # later VACE blocks are left out
+    {"identity": (1,), "skip": (3,)},
+]
+
+
+def test_blocks_that_are_left_out():
+    """What has been sent ahead is then not what comes: forwards of different branches after each other."""
+    given = test_dit.inputs()
+    dit = test_dit.model(device=device())
+    ours = test_dit.model(device=device(needs(dit, given[0].shape[1:])[0] + 8192))
+    assert ours.streamed == 7
+    for options in [*OPTIONS, *reversed(OPTIONS)]:
+        assert test_dit.run(ours, *given, **options).tobytes() == test_dit.run(dit, *given, **options).tobytes(), (
+            options
+        )
+
+
+def test_a_block_that_stays_is_whole_before_it_is_used():
+    """The last one always stays; alone it follows no block that would be waited for."""
+    given, only = test_dit.inputs(), {"scale": 0.0, "skip": (0, 1, 2)}
+    dit = test_dit.model(device=device())
+    limited = device(needs(dit, given[0].shape[1:])[0] + int(1.5 * dit.memory(1, 2, 2)["block"]))
+    ours = test_dit.model(device=limited)
+    assert test_dit.run(ours, *given, **only).tobytes() == test_dit.run(dit, *given, **only).tobytes()
+
+
+def sampler(dit, rule):
+    width = dit.config["text_dim"]
+    texts = {
+        name: np.random.default_rng(n).standard_normal((5, width), np.float32) for n, name in enumerate(rule.texts)
+    }
+    return Sampler(dit, texts, make_source(), guidance=rule, schedule=Schedule(3, 5.0), seed=1)
+
+
+SMALL = test_dit.CONFIG | {"in_dim": 16, "out_dim": 16, "vace_in_dim": 96}
+
+
+def test_a_sampler_makes_room_and_allocates_nothing_in_its_loop():
+    """Three branches, one of which skips a block; blocks that stay go when something else needs their memory."""
+    rule, dit = guidance.tpige_code(), test_dit.model(config=SMALL, device=device())
+    want = sampler(dit, rule).run()
+    m, shape = dit.memory(*make_source().latent_shape[1:], **memory._forward(rule, 1)), make_source().latent_shape
+    latents = 12 * 4 * int(np.prod(shape))
+    limited = device(m["least"] + m["scratch"] + 2 * m["text"] + 2 * m["context"] + latents + 3 * m["block"])
+    ours = test_dit.model(config=SMALL, device=limited)
+    run = sampler(ours, rule)
+    held, streamed = limited.memory, ours.streamed
+    assert 2 < streamed < 7
+    assert run.run().tobytes() == want.tobytes()
+    assert (limited.memory, ours.streamed) == (held, streamed)
+    text = test_umt5.model(device=limited)
+    assert ours.streamed > streamed, "umT5 found room without taking it from the blocks that stayed"
+    del text, run
+    gc.collect()
+    run = sampler(ours, rule)
+    assert ours.streamed == streamed, "the room was not used again"
+    assert run.run().tobytes() == want.tobytes()
+    assert limited.memory["peak"] <= limited.memory["limit"]
+
+
+def test_the_text_encoder_streams():
+    ids = [[3], [5, 7, 1, 1, 2]]
+    free = test_umt5.model(device=device())
+    limited = device(free.memory()["least"] + free.scratch(5) + 4096)
+    ours = test_umt5.model(device=limited)
+    for text in ids * 2:
+        assert ours.encode(text).tobytes() == free.encode(text).tobytes()
+    assert limited.memory["peak"] <= limited.memory["limit"] < limited.memory["fixed"] + free.memory()["weights"]
+
+
+def test_too_small_a_limit_is_named_and_the_device_goes_on():
+    given = test_dit.inputs()
+    dit = test_dit.model(device=device())
+    want, least = test_dit.run(dit, *given), needs(dit, given[0].shape[1:])[0]
+    with pytest.raises(MemoryError, match="CUDA and its libraries take"):
+        _core.Device("cuda", memory_limit=1)
+    limited = device(dit.memory(1, 2, 2)["least"] // 2)
+    with pytest.raises(MemoryError, match=r"memory_limit of .* so at least .* MiB"):
+        test_dit.model(device=limited)
+    assert limited.memory["used"] == limited.memory["fixed"] + limited.scratch  # nothing is left behind
+    limited = device(least + 8192)
+    ours = test_dit.model(device=limited)
+    with pytest.raises(MemoryError, match="memory_limit"):
+        test_dit.run(ours, *test_dit.inputs(size=(9, 40, 40)))
+    assert test_dit.run(ours, *given).tobytes() == want.tobytes()
+
+
+def test_a_limit_is_of_a_gpu():
+    with pytest.raises(ValueError, match="memory_limit"):
+        _core.Device("cpu", memory_limit=1 << 40)
+    with pytest.raises(ValueError, match="memory_limit"):
+        _core.Device("cuda", memory_limit=0)
+    with pytest.raises(TypeError, match="memory_limit"):
+        _core.Device("cuda", memory_limit="8 GB")
+    assert _core.Device().memory is None
