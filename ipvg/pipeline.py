@@ -373,7 +373,14 @@ class Pipeline:
 
 
 def generate(
-    prompt: str, references=(), *, checkpoint=None, device="cpu", threads=None, dtype="float32", memory_limit=None,
+    prompt: str,
+    references=(),
+    *,
+    checkpoint=None,
+    device="cpu",
+    threads=None,
+    dtype="float32",
+    memory_limit=None,
     **arguments,
 ) -> Video:
     """Pipeline.load(checkpoint).generate(...): a sentence, and pictures if you like, become a Video."""

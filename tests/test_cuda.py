@@ -70,6 +70,12 @@ def test_arrays_are_shared_on_the_emulated_device():
 
 
 @emulated
+def test_streaming_on_the_emulated_device():
+    """A missing wait shows there: copies are done as late as possible, or as early as a full buffer makes them."""
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_streaming.py")
+
+
+@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

@@ -64,12 +64,12 @@ class Bench:
         return side in self.args.sides
 
     @contextlib.contextmanager
-    def ours(self, row: Row, dtype: str = "bfloat16") -> Iterator[_core.Device]:
+    def ours(self, row: Row, dtype: str = "bfloat16", limit: int | None = None) -> Iterator[_core.Device]:
         """A device object for the block. What the card holds more at its peak than before is the row's peak."""
         self.meter.empty()
         before = self.meter.used()
         with self.meter.watch(0.25) as seen:
-            device = _core.Device(self.args.ours, dtype=dtype)
+            device = _core.Device(self.args.ours, dtype=dtype, memory_limit=limit)
             try:
                 yield device
             finally:

@@ -171,3 +171,67 @@ def forward13_fp8(bench: Bench) -> Iterator[Row]:
         apart(row, results["fp8"], results["bfloat16"])
         row.note = f"{row.ours.seconds / row.more['bfloat16_seconds']:.3f} of our bfloat16"
     yield row
+
+
+def stream13(bench: Bench) -> Iterator[Row]:
+    yield from _streams(bench, "stream13", "1.3B", bench.sizes.b13, bench.sizes.p480, 8 * 10**9)
+
+
+def stream14(bench: Bench) -> Iterator[Row]:
+    yield from _streams(bench, "stream14", "14B", bench.sizes.b14, bench.sizes.p480, 24 * 10**9)
+
+
+def stream14_720(bench: Bench) -> Iterator[Row]:
+    yield from _streams(bench, "stream14_720", "14B", bench.sizes.b14, bench.sizes.p720, 24 * 10**9)
+
+
+def _streams(bench: Bench, name: str, title: str, c: DitConfig, size: Size, limit: int) -> Iterator[Row]:
+    """A step of three branches under a memory limit beside the same with all weights on the GPU: how much slower, with
+    how many blocks streamed, and the card's own count of memory. "apart" must be 0."""
+    row = Row(name, f"{title} step in {limit / 1e9:.0f} GB {label(size)}")
+    x, context, states = dit_inputs(c, size, bench.sizes.words)
+    texts = {"cond": states, "negative": array("negative", states.shape)}
+    results, told = {}, {}
+
+    def one(side: str, limit: int | None) -> None:
+        with bench.ours(row, limit=limit) as device:
+            model = _core.Dit(device, asdict(c), weights.taken(c, bench.device))
+            source, schedule = Source(context, 1, size[0], (size[2], size[1])), Schedule(1000, 16.0)
+            run = Sampler(model, texts, source, guidance=tpige_code(), schedule=schedule, noise=x)
+            results[side] = np.array(next(run).velocity["cond"])
+            told[side] = bench.timed(row, f"ours {side}", lambda: next(run), least=1)
+            if limit:
+                row.more |= {"streamed": model.streamed, "blocks": c.num_layers + len(c.vace_layers)}
+                row.more |= {"limit_bytes": limit, "accounted_bytes": device.memory["peak"]}
+
+    def smallest() -> int:
+        """For small models, whose weights all fit: a limit that streams most of them."""
+        free = _core.Device(bench.args.ours, dtype="bfloat16")
+        model = _core.Dit(free, asdict(c), weights.taken(c, bench.device))
+        need = model.memory(*work.latent(*size), branches=3, hints=3)
+        prepared = 2 * (need["text"] + need["context"]) + 12 * x.nbytes
+        return free.memory["fixed"] + need["least"] + need["scratch"] + prepared
+
+    def streamed() -> None:
+        one("streamed", smallest() if bench.args.tiny else limit)
+        row.peak = {"ours": row.peak["ours"]}
+
+    if bench.wants("ours") and _core.Device(bench.args.ours).memory is not None:
+        row.attempt("streamed", streamed)
+        measured = row.peak.get("ours")
+        row.attempt("resident", lambda: one("resident", None))
+        row.more["resident_peak_bytes"] = row.peak.pop("ours", None)
+        if measured is not None:
+            row.peak["ours"] = measured
+    if "streamed" in told:
+        row.ours = told["streamed"]
+    if "streamed" in told and "resident" in told:
+        apart(row, results["streamed"], results["resident"])
+        row.more["x_resident"] = row.ours.seconds / told["resident"].seconds
+        row.note = (f"{row.more['x_resident']:.3f} of resident, {row.more['streamed']} of {row.more['blocks']} blocks "
+                    f"streamed, peak {measured / 1e9:.2f} of {row.more['limit_bytes'] / 1e9:.2f} GB")  # fmt: skip
+        row.more["ok"] = row.apart == 0 and measured <= row.more["limit_bytes"]
+    elif not row.errors:
+        row.note = "a memory limit is of a GPU"
+    bench.floor(row, work.dit(c, work.latent(*size)).times(3))
+    yield row

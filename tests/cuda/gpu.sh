@@ -13,6 +13,7 @@
 # bf16      outputs in bfloat16: at most 1.5 times PyTorch's own error on the same case (tests/bfloat16.py)
 # fp8       what cuBLASLt takes of 8-bit products (fp8.c), the transformer with them (errors are printed), tests/test_fp8.py
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
+# stream    tests/test_streaming.py: weights under a memory limit, the same bytes, and nvidia-smi's count of it (alone on the GPU)
 # memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
 # bench     benchmarks/forward.py: ours and, where it is installed, diffusers
 #
@@ -148,6 +149,7 @@ run() {
         gather fp8-cublas fp8-dit fp8-tests
         ;;
     gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
+    stream) step stream 240 "$python" -m pytest -p no:cacheprovider -s --durations=5 tests/test_streaming.py && gather stream ;;
     memcheck | racecheck | initcheck)
         step "$1-ops" 200 bash -c "check_ops $1" &
         step "$1-dit" 200 bash -c "check_dit $1 bfloat16" &
@@ -167,5 +169,5 @@ run() {
 }
 
 { date; nvidia-smi 2>&1 | head -n 15; "$python" --version; echo "CUDA_HOME=$CUDA_HOME DNNL_ROOT=${DNNL_ROOT:-}"; } >>"$log" 2>&1
-for name in ${*:-build error plans ops parity bf16 fp8 gpu memcheck racecheck bench}; do run "$name"; done
+for name in ${*:-build error plans ops parity bf16 fp8 gpu stream memcheck racecheck bench}; do run "$name"; done
 exit $failed
