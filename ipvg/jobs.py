@@ -70,7 +70,8 @@ def make(
     steps, shift, guidance. opened: called with the pipeline before the work. resume: a folder for the chunks of a long
     video. Raises what the stages raise."""
     pipe = Pipeline.load(
-        settings["checkpoint"], device=settings["device"], threads=settings["threads"], dtype=settings["dtype"]
+        settings["checkpoint"], device=settings["device"], threads=settings["threads"], dtype=settings["dtype"],
+        memory_limit=settings["memory_limit"],
     )
     settings["checkpoint"], settings["threads"] = str(pipe.checkpoint.path.absolute()), pipe.device.threads
     for name in ("steps", "shift"):

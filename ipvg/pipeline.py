@@ -349,6 +349,7 @@ class Pipeline:
         check_size(self.defaults.size if size is None else size, self.defaults.frames if frames is None else frames)
         self._schedule(**sampling)  # what cannot work is said before the work
         stages = Stages()
+        _arguments.instance("references", references, Sequence, "a list of pictures")
         with self._room(size, frames, guidance, len(references)):
             with stages.stage("text"):
                 text = self.encode_text(prompts, progress)

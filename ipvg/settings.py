@@ -84,6 +84,12 @@ def _number(value: Any, kind: type) -> Any:
         return value
 
 
+def _bytes(name: str, value: Any) -> int:
+    from .memory import parse
+
+    return parse(_number(value, int))
+
+
 def _choice(*options: str):
     def read(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in options:
@@ -149,6 +155,7 @@ SETTINGS: dict[str, Setting] = {
     "device": Setting("cpu", _text, text=True),
     "threads": Setting(None, _integer(1, 4096)),
     "dtype": Setting("float32", _choice("float32", "bfloat16", "fp8"), text=True),
+    "memory_limit": Setting(None, _bytes),
     "size": Setting(None, _size),
     "frames": Setting(None, _frames),
     "chunk": Setting(None, _frames),

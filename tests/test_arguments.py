@@ -210,7 +210,14 @@ def calls(pipe: Pipeline) -> dict[str, Call]:
         "Pipeline.load": Call(
             Pipeline.load,
             {"path": pipe.checkpoint.path, "device": "cpu", "threads": 1, "dtype": "float32"},
-            {"path": without(PATH, None), "device": WORD, "threads": without(COUNT, None), "dtype": WORD},
+            {
+                "path": without(PATH, None),
+                "device": WORD,
+                "threads": without(COUNT, None),
+                "dtype": WORD,
+                "memory_limit": [0, -1, "8", "much", 1.5, object(), 1 << 40],  # the last: of a GPU alone
+                "keep_text_encoder": [None, 1, "yes"],
+            },
             names={"device": "device", "path": "checkpoint|null byte|path"},
         ),
         "Checkpoint.open": Call(

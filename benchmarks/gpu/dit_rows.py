@@ -209,7 +209,7 @@ def _streams(bench: Bench, name: str, title: str, c: DitConfig, size: Size, limi
         free = _core.Device(bench.args.ours, dtype="bfloat16")
         model = _core.Dit(free, asdict(c), weights.taken(c, bench.device))
         need = model.memory(*work.latent(*size), branches=3, hints=3)
-        prepared = 2 * (need["text"] + need["context"]) + 12 * x.nbytes
+        prepared = 2 * (need["text"] + need["context"]) + 12 * x.nbytes + 6 * 2**20  # allocations end in pages of 2 MiB
         return free.memory["fixed"] + need["least"] + need["scratch"] + prepared
 
     def streamed() -> None:

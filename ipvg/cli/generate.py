@@ -65,6 +65,7 @@ def add(commands) -> None:
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FOLDER", help="official or diffusers layout (default: the bundled one)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16", "fp8"], help="default: float32; fp8: Hopper GPUs")
+    sub.add_argument("--memory-limit", metavar="SIZE", help="of a GPU's memory, as 24GB: streams what does not fit")
     sub.add_argument("--size", type=size, metavar="WxH", help="multiples of 16 (default: the checkpoint's)")
     sub.add_argument(
         "--frames", type=frames, metavar="N",
