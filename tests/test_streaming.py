@@ -207,7 +207,7 @@ def test_a_job_takes_what_was_estimated_and_streams_to_the_same_video(checkpoint
 
 
 def test_a_job_that_cannot_fit_says_what_would(checkpoint):
-    pipe = load(checkpoint, "900 MB")
+    pipe = load(checkpoint, "950 MB")
     with pytest.raises(MemoryError, match=r"this job takes .* at least .* What would fit, streamed: size=\("):
         pipe.generate("a cat", [PICTURE], size=(512, 512), frames=81)
     with pytest.raises(MemoryError, match=r"memory_limit: 850000000 bytes are too few .* at least \d+"):
