@@ -43,8 +43,8 @@ def estimate(
     On a GPU: of its memory, in the stage of a first job that takes most, and "cuda" (what CUDA takes for itself, an
     allowance) instead of "video". memory_limit, keep_text_encoder: as in `Pipeline.load`.
     guidance: None = tpige_code(). Works without the files' data: only names and shapes are used. Raises ValueError for
-    a size or device that cannot work, or a dtype other than float32, bfloat16 and fp8, ipvg.UnsupportedError for one that
-    this device has not; MemoryError for a memory_limit that is too small, with the smallest that will do.
+    a size or device that cannot work, or a dtype other than float32, bfloat16 and fp8, ipvg.UnsupportedError for one
+    that this device has not; MemoryError for a memory_limit that is too small, with the smallest that will do.
     """
     plan = Plan(checkpoint, width, height, frames, guidance, references, dtype, device)
     if plan.device.memory is None:

@@ -72,7 +72,7 @@ ipvg_status ipvg_dit_block_place(ipvg_placing *p, ipvg_dit_block *b)
     const ipvg_dtype half = p->ex->be->activation, large = ipvg_dit_large(p->ex->be);
     ipvg_dit_attention *self = &b->self, *cross = &b->cross;
     ipvg_tensor *const w[] = {&self->q.w, &self->k.w, &self->v.w}, *const bias[] = {&self->q.b, &self->k.b, &self->v.b};
-    ipvg_dit_linear *const linears[] = {&self->o, &cross->q, &cross->o, &b->up, &b->down, /* 5 large ones */
+    ipvg_dit_linear *const linears[] = {&self->o,  &cross->q, &cross->o, &b->up, &b->down, /* 5 large ones */
                                         &cross->k, &cross->v};
     ipvg_tensor *const vectors[] = {&b->modulation, &self->norm_q, &self->norm_k, &cross->norm_q,
                                     &cross->norm_k, &b->norm3_w,   &b->norm3_b};
