@@ -114,3 +114,18 @@ def test_its_name_everywhere():
     assert settings.check({"prompt": "A cat.", "dtype": "fp8"})["dtype"] == "fp8"
     if os.environ.get("IPVG_DEVICE") == "cuda":
         assert _core.Device("cuda", dtype="fp8").dtype == "fp8"
+
+
+@gpu
+def test_streamed_weights_are_the_same_bytes():
+    """Quantised again each time that they come."""
+    small = CONFIG | {"dim": 32, "num_heads": 2, "ffn_dim": 48}
+    given, weights, free = inputs(small), _core.Weights(weights_of(small)), _core.Device("cuda", dtype="fp8")
+    dit = _core.Dit(free, small, weights)
+    m, half = (one.memory(*given[0].shape[1:]) for one in (dit, model(small, "bfloat16")))
+    assert m["block"] < 0.8 * half["block"]
+    room = m["least"] + m["scratch"] + m["text"] + m["context"] + 2 * given[0].nbytes + m["block"]
+    limited = _core.Device("cuda", dtype="fp8", memory_limit=free.memory["fixed"] + room)
+    ours = _core.Dit(limited, small, weights)
+    assert run(ours, given).tobytes() == run(dit, given).tobytes() and ours.streamed > 2
+    assert limited.memory["peak"] <= limited.memory["limit"]
