@@ -38,6 +38,13 @@ def nothing(result) -> bytes:
 # ---- what is called ----
 
 
+class Lent:
+    """An array as another library would lend it."""
+
+    def __init__(self, array: np.ndarray):
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
 def models(folder: Path) -> Iterator[Case]:
     from checkpoint_files import CONFIGS, make_official
 
@@ -96,10 +103,18 @@ def models(folder: Path) -> Iterator[Case]:
         run.load(0, 0, state)
         device.release()
         run.step()
-        return run.latent
+        return np.asarray(run.tensor("latent"))
 
     yield "Sampler.step", step, bytes, 1
     yield "Sampler.load", partial(run.load, 0, 0, state), nothing, 0
+    tensor = run.tensor("latent")
+    yield "Sampler.tensor", partial(run.tensor, "latent", skip=1), lambda t: bytes(np.asarray(t)), 0
+    yield "Tensor read", partial(np.asarray, tensor, np.float64), bytes, 0
+    yield "Tensor.copy", tensor.copy, lambda t: bytes(np.asarray(t)), 1
+    yield "Tensor lent", partial(np.from_dlpack, tensor), bytes, 1
+    yield "Tensor lent as a copy", partial(tensor.__dlpack__, copy=True), nothing, 2
+    yield "Sampler.set_latent of lent memory", partial(run.set_latent, Lent(x)), nothing, 0
+    yield "Sampler.set_latent of a tensor", partial(run.set_latent, tensor), nothing, 1
     solver = _core.Solver(device, schedule, x)
     yield "Solver", partial(_core.Solver, device, schedule, x), nothing, 1
     yield "Solver.x", lambda: solver.x, bytes, 0

@@ -332,15 +332,16 @@ int ipvg_py_take(ipvg_py_input *out, ipvg_py_device *dev, PyObject *obj, const c
                  const int64_t *shape)
 {
     PyObject *method = NULL;
-    int ok;
+    int ok = 0;
     *out = (ipvg_py_input){.dev = NULL};
-    if (Py_TYPE(obj) == ipvg_py_tensor_type && ((ipvg_py_tensor *)obj)->dev == dev && !dev->be->host)
+    if (Py_TYPE(obj) == ipvg_py_tensor_type && ((ipvg_py_tensor *)obj)->dev == dev && !dev->be->host) {
         ok = take_tensor(out, dev, obj, what, ndim, shape);
-    else if (PyArray_Check(obj) || !PyObject_HasAttrString(obj, "__dlpack__"))
+    } else if (!PyArray_Check(obj) && (method = PyObject_GetAttrString(obj, "__dlpack__"))) {
+        ok = take_loan(out, dev, obj, method, what, ndim, shape);
+    } else if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
         ok = keep_array(out, obj, what, ndim, shape);
-    else
-        ok =
-            (method = PyObject_GetAttrString(obj, "__dlpack__")) && take_loan(out, dev, obj, method, what, ndim, shape);
+    }
     Py_XDECREF(method);
     if (!ok) ipvg_py_drop(out);
     return ok;

@@ -172,7 +172,7 @@ static void capsule_end(PyObject *capsule)
 static PyObject *lend(ipvg_py_tensor *self, int versioned, uint64_t flags)
 {
     loan *l = calloc(1, sizeof *l);
-    if (!l) return PyErr_NoMemory();
+    if (!l) return PyErr_SetString(PyExc_MemoryError, "no memory to lend a tensor"), NULL;
     ipvg_dl_tensor *t = versioned ? &l->managed.versioned.tensor : &l->managed.legacy.tensor;
     memcpy(l->shape, self->t.shape, sizeof l->shape);
     memcpy(l->strides, self->strides, sizeof l->strides);

@@ -1,8 +1,9 @@
 """Golden cases on the emulated device: python -m tests.cuda.parity stage [case ...] [--dtype bfloat16] [--device cuda]
 
 Prints a line a comparison that fails, then the worst. float32: the bounds of `ipvg parity`. bfloat16: those of
-tests/bfloat16.py, 1.5 times PyTorch's own error; every output is printed. --device cuda: a GPU instead of the emulated
-device, which is for the 1 to 3 cases that are named. No case: all of them. IPVG_GOLDEN: another folder.
+tests/bfloat16.py, 1.5 times PyTorch's own error; every output is printed. fp8: errors are printed, all must be finite.
+--device cuda: a GPU instead of the emulated device, which is for the 1 to 3 cases that are named. No case: all of them.
+IPVG_GOLDEN: another folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import math
 import os
 import sys
+from dataclasses import replace
 
 from tests.bfloat16 import judge
 
@@ -37,14 +39,17 @@ def main() -> int:
     golden = Golden(args.golden, args.stage)
     golden.cases = {name: golden.cases[name] for name in args.cases or golden.cases}
     results = list(importlib.import_module(f"ipvg.parity.{args.stage}").check(golden, "cuda"))
-    half = args.dtype != "float32"
-    results = judge(golden, results) if half else results
+    if args.dtype == "bfloat16":
+        results = judge(golden, results)
+    elif args.dtype != "float32":
+        results = [replace(r, bound=math.inf, ok=math.isfinite(r.error)) for r in results]
     for result in results:
-        if not result.ok or (half and math.isfinite(result.bound)):
+        judged = args.dtype == "bfloat16" and math.isfinite(result.bound)
+        if not result.ok or judged or args.dtype == "fp8":
             verdict = "ok" if result.ok else "FAIL"
             print(f"{verdict} {result.case} {result.tensor} {result.error:.3e} <= {result.bound:.1e} {result.note}")
     held = [result for result in results if math.isfinite(result.bound)] or results
-    worst = max(held, key=lambda r: (not r.ok, r.error / r.bound if r.bound else r.error))
+    worst = max(held, key=lambda r: (not r.ok, r.error / r.bound if 0 < r.bound < math.inf else r.error))
     bad = sum(not result.ok for result in results)
     text = f"worst {worst.case} {worst.tensor}: {worst.error:.2e} of {worst.bound:.1e}"
     print(f"{len(results)} comparisons, {bad} fail, {text}")
