@@ -322,6 +322,7 @@ class Pipeline:
         guidance = self.defaults.guidance if guidance is None else guidance
         _arguments.instance("guidance", guidance, Guidance, "a Guidance, such as guidance.cfg(5)")
         _arguments.instance("prompt", prompt, str | Enhancement, "text or an Enhancement")
+        _arguments.instance("references", references, Sequence, "a list of pictures")
         enhancement = prompt if isinstance(prompt, Enhancement) else None
         if enhancement is not None:
             prompt, references = enhancement.prompt, list(references) or [enhancement.picture()]

@@ -100,7 +100,10 @@ static int open_encoder(ipvg_writer *m, const ipvg_writer_config *c, const AVCod
     if (m->format->oformat->flags & AVFMT_GLOBALHEADER) m->codec->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
     AVDictionary *options = NULL;
     switch (encoder->id) {
-    case AV_CODEC_ID_H264: av_dict_set(&options, "preset", c->preset, 0); break;
+    case AV_CODEC_ID_H264:
+        av_dict_set(&options, "preset", c->preset, 0);
+        av_dict_set(&options, "mbtree", "0", 0); /* it reads memory that was never set: other bytes each time */
+        break;
     case AV_CODEC_ID_VP9: av_dict_set(&options, "b", "0", 0); break;      /* crf alone decides */
     case AV_CODEC_ID_FFV1: av_dict_set(&options, "level", "3", 0); break; /* each slice has a checksum */
     default: break;
