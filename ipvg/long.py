@@ -90,7 +90,7 @@ def chunk_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"ipvg chunk {index} of seed {seed}".encode()).digest()[:8], "little")
 
 
-def correction(made: np.ndarray, wanted: np.ndarray, match: str = "mean") -> tuple[np.ndarray, np.ndarray]:
+def correction(made: np.ndarray, wanted: np.ndarray, match: str = "gain") -> tuple[np.ndarray, np.ndarray]:
     """(gain, offset) by channel, float64 (3,): gain * made + offset has wanted's mean and, with "gain", its deviation.
 
     made, wanted: the same frames as a chunk gave them and as they were, uint8 (F, H, W, 3). A gain stays within 0.8 to
@@ -210,7 +210,7 @@ def generate(
     *,
     chunk: int,
     overlap: int | None = None,
-    match: str = "mean",
+    match: str = "gain",
     resume: str | os.PathLike | None = None,
     video: Video | np.ndarray | None = None,
     mask: Video | np.ndarray | None = None,

@@ -306,7 +306,7 @@ class Pipeline:
         progress: Progress | None = None,
         chunk: int | None = None,
         overlap: int | None = None,
-        match: str = "mean",
+        match: str = "gain",
         resume: str | os.PathLike | None = None,
         **sampling: Any,
     ) -> Video:
@@ -316,7 +316,7 @@ class Pipeline:
         and each stage's seconds and peak memory.
 
         chunk: a long video: at most so many frames at once, each chunk beginning with the last `overlap` frames of the
-        one before (None: 17, less for short chunks), its colours matched to them ("mean", "gain" or "none"). video and
+        one before (None: 17, less for short chunks), its colours matched to them ("gain", "mean" or "none"). video and
         mask, if any, are of all `frames`. resume: a folder for finished chunks, from which the same call goes on. See
         `ipvg.long`; the manifest's "chunks" and "seams" tell seeds, corrections and how visible the seams are."""
         guidance = self.defaults.guidance if guidance is None else guidance

@@ -76,7 +76,7 @@ def add(commands) -> None:
         "--overlap", type=count, metavar="N", help="frames that a chunk has from the one before (default: 17)"
     )
     sub.add_argument(
-        "--match", choices=["none", "mean", "gain"], help="colours of a chunk, to its overlap (default: mean)"
+        "--match", choices=["none", "mean", "gain"], help="colours of a chunk, to its overlap (default: gain)"
     )
     sub.add_argument("--resume", metavar="FOLDER", help="keeps finished chunks there; the same command goes on")
     sub.add_argument("--steps", type=count, metavar="N", help="denoising steps (default: the checkpoint's, mostly 50)")

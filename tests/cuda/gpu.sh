@@ -15,7 +15,7 @@
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # stream    tests/test_streaming.py: weights under a memory limit, the same bytes, and nvidia-smi's count of it (alone on the GPU)
 # memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
-# bench     benchmarks/forward.py: ours and, where it is installed, diffusers
+# bench     benchmarks/engine.py, a few rows: ours, diffusers and the card's ceilings; needs torch, diffusers, transformers
 #
 # Needs nvcc (PATH or CUDA_HOME), cuDNN and cuBLAS (there, or NVIDIA's pip wheels in PYTHON), oneDNN (DNNL_ROOT or the
 # system's). All output goes to $OUT/gpu.log (default out/), a table of the steps to the screen. Exit 1: a step failed.
@@ -159,10 +159,8 @@ run() {
     bench)
         [ -z "$(nvidia-smi --query-compute-apps=pid --format=csv,noheader 2>/dev/null)" ] ||
             echo "bench: another process is at work on a GPU here; if it is this one, the times mean nothing" | tee -a "$log"
-        for job in dit umt5 vae_decode vae_encode; do
-            step "bench-$job" 200 "$python" benchmarks/forward.py "$job" --profile
-            gather "bench-$job"
-        done
+        step bench 580 "$python" benchmarks/engine.py --out "$out" --rows forward13,step13,umt5,vae_decode,load13,vae_encode
+        gather bench
         ;;
     *) echo "gpu.sh: no step '$1'; see the head of this file" >&2 && failed=1 ;;
     esac
