@@ -34,7 +34,8 @@ typedef struct ipvg_cuda {
     struct {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
         size_t bytes;
-    } planes[2];
+    } planes[4]; /* two of frames that go out, two of those that come in */
+    int load;    /* which of these two is next */
 } ipvg_cuda;
 
 static inline ipvg_cuda *ipvg_cuda_of(const ipvg_exec *ex) { return ex->be->state; }

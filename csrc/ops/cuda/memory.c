@@ -82,6 +82,8 @@ void ipvg_cuda_pinned_free(ipvg_cuda *cuda)
     for (int i = 0; i < 2; i++) {
         if (cuda->pinned[i].free) cudaEventDestroy(cuda->pinned[i].free);
         if (cuda->pinned[i].data) cudaFreeHost(cuda->pinned[i].data);
+    }
+    for (int i = 0; i < 4; i++) {
         if (cuda->planes[i].done) cudaEventDestroy(cuda->planes[i].done);
         if (cuda->planes[i].data) cudaFreeHost(cuda->planes[i].data);
     }
@@ -158,31 +160,6 @@ done:
 
 /* ==== frames, whose channels the GPU brings together and takes apart ==== */
 
-ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
-{
-    const int64_t shape[] = {frame->shape[2], frame->shape[0] * frame->shape[1]};
-    const ipvg_k_array none = {0};
-    size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_k_array to, from;
-    ipvg_tensor planes;
-    ipvg_status status;
-
-    IPVG_TRY(ipvg_cuda_array(ex, &to, "planes", frame));
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &planes, IPVG_F32, 2, shape));
-    if (ipvg_planning(ex)) goto done;
-    for (int64_t c = 0; c < shape[0]; c++) {
-        ipvg_tensor plane = ipvg_tensor_slice(&planes, c, 1);
-        IPVG_TRY(ipvg_cuda_copy_in(ex, &plane, src + c * step));
-    }
-    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", &planes));
-    IPVG_TRY(ipvg_cuda_check(
-        ex->ctx, ipvg_k_planes_to_pixels(to, from, none, none, shape[1], shape[0], ipvg_cuda_of(ex)->stream),
-        "planes"));
-done:
-    ipvg_arena_reset(ex->arena, mark);
-    return status;
-}
-
 static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, size_t bytes)
 {
     ipvg_status status = IPVG_OK;
@@ -201,6 +178,58 @@ static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, si
                              "pinned memory for a frame"));
     cuda->planes[slot].bytes = bytes;
 done:
+    return status;
+}
+
+/* A frame's channels -> `planes`, through a slot that holds them all: the host is then a whole frame ahead of the GPU. (With the
+ * two buffers of copy_in it would wait in the middle of a frame for the one before, and the GPU for the next.) */
+static ipvg_status planes_in(ipvg_exec *ex, ipvg_tensor *planes, const float *src, int64_t step)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t channels = planes->shape[0], pixels = planes->shape[1];
+    const size_t bytes = ipvg_tensor_bytes(planes);
+    const int slot = 2 + cuda->load;
+    ipvg_status status;
+
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "a copy to the GPU"));
+    for (int64_t c = 0; c < channels; c++)
+        gather((float *)cuda->planes[slot].data + c * pixels, src + c * step, (size_t)pixels * sizeof(float),
+               ex->ctx->threads);
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, cudaMemcpyAsync(planes->data, cuda->planes[slot].data, bytes, cudaMemcpyHostToDevice, cuda->stream),
+        "a copy to the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy to the GPU"));
+    cuda->load = !cuda->load;
+done:
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
+{
+    const int64_t shape[] = {frame->shape[2], frame->shape[0] * frame->shape[1]};
+    const ipvg_k_array none = {0};
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_k_array to, from;
+    ipvg_tensor planes;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &to, "planes", frame));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &planes, IPVG_F32, 2, shape));
+    if (ipvg_planning(ex)) goto done;
+    if (!ipvg_cuda_is_device(src))
+        IPVG_TRY(planes_in(ex, &planes, src, step));
+    else
+        for (int64_t c = 0; c < shape[0]; c++) {
+            ipvg_tensor plane = ipvg_tensor_slice(&planes, c, 1);
+            IPVG_TRY(ipvg_cuda_copy_in(ex, &plane, src + c * step));
+        }
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", &planes));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, ipvg_k_planes_to_pixels(to, from, none, none, shape[1], shape[0], ipvg_cuda_of(ex)->stream),
+        "planes"));
+done:
+    ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 
