@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def make(
 
 def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
     """The keyword arguments of `Pipeline.encode_source`."""
-    task, references = settings["task"], [read_image(path) for path in settings["references"]]
+    picture = partial(read_image, alpha=settings["alpha"])
+    task, references = settings["task"], [picture(path) for path in settings["references"]]
     video, frames = read_video(settings["video"]) if settings["video"] else None, pipe.defaults.frames
     if video is not None and task not in ("extend-after", "extend-before"):
         frames = min(frames, (len(video.resampled()) - 1) // 4 * 4 + 1)  # a short clip is not shown in slow motion
@@ -115,7 +117,7 @@ def _inputs(settings: Settings, pipe: Pipeline) -> dict[str, Any]:
         "references": references,
     }
     mask = _mask(settings["mask"]) if settings["mask"] else None
-    first, last = (read_image(settings[name]) if settings[name] else None for name in ("first", "last"))
+    first, last = (picture(settings[name]) if settings[name] else None for name in ("first", "last"))
     if task is None:
         return {**given, "video": video, "mask": mask}
     if task == "text":

@@ -4,8 +4,11 @@ import argparse
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from media_files import png
 
 from ipvg import FormatError, guidance, jobs, settings
 from ipvg.cli import generate, parser
@@ -76,6 +79,17 @@ def test_the_file_gives_way_to_options_and_these_to_set(config):
 def assigned(text, **given):
     settings.assign(given, text)
     return given
+
+
+@pytest.mark.parametrize(("alpha", "shade"), [((), 40), (("--alpha", "white"), 255)])
+def test_transparent_pixels_of_a_reference(tmp_path, alpha, shade):
+    pytest.importorskip("ipvg._media")
+    path = tmp_path / "cut.png"
+    path.write_bytes(png(np.full((16, 16, 4), [40, 40, 40, 0], np.uint8), 6))
+    pipe = SimpleNamespace(defaults=SimpleNamespace(frames=5, size=(64, 48)))
+    given, _ = options("--prompt", "A cat.", "--image", path, "--out", "a.mp4", *alpha)
+    (picture,) = jobs._inputs(given, pipe)["references"]
+    assert (picture == shade).all()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def add(commands) -> None:
         "--reference", "--image", action="append", dest="references", metavar="FILE",
         help="picture of who or what the video shows; may be repeated",
     )  # fmt: skip
+    sub.add_argument(
+        "--alpha", choices=["drop", "white"],
+        help="a picture's transparent pixels: the colour stored there, as the official code has it, or white",
+    )  # fmt: skip
     sub.add_argument("--first", metavar="FILE", help="picture that the video begins with")
     sub.add_argument("--last", metavar="FILE", help="picture that it ends with")
     sub.add_argument("--source", "--video", dest="video", metavar="FILE", help="source video to edit or extend")
