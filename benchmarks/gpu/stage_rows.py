@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ipvg import _core
+from ipvg import _core, memory
 from ipvg.checkpoint import Checkpoint
 from ipvg.guidance import tpige_code
 from ipvg.pipeline import Pipeline
@@ -19,7 +19,7 @@ from ipvg.pipeline import Pipeline
 from . import peers, weights, work
 from .bench import Bench, apart, array, dit_inputs
 from .meter import Timing
-from .row import Row
+from .row import GIB, Row
 
 #: How the peer's VAE is run: side -> (dtype, channels last, compiled).
 VAE_SIDES = {
@@ -201,6 +201,9 @@ def video(bench: Bench) -> Iterator[Row]:
             made = pipe.generate("A person walks along the shore. " * 20, steps=steps, **job)
             stages = {stage["name"]: stage["seconds"] for stage in made.manifest["stages"]}
             stages["mp4"] = _seconds(bench, lambda: _save(made, row))
+            if device.memory:
+                told = memory.estimate(pipe.checkpoint, width=width, height=height, frames=frames, device=device)
+                _estimate(row, sum(told.values()), device.memory)
             row.more["stages"] = stages
             row.ours = row.seen("ours", scaled(stages))
 
@@ -231,6 +234,12 @@ def video(bench: Bench) -> Iterator[Row]:
 def _floor(bench: Bench, jobs: work.Work) -> float:
     bench.ceilings.measure(jobs.large())
     return jobs.seconds(bench.ceilings.rate)
+
+
+def _estimate(row: Row, told: int, held: dict[str, int]) -> None:
+    """What CUDA takes for itself left out: an allowance on both sides."""
+    row.more |= {"estimate_bytes": told - held["fixed"], "held_bytes": held["peak"] - held["fixed"]}
+    row.note += f"; {row.more['held_bytes'] / GIB:.2f} GiB held, {row.more['estimate_bytes'] / GIB:.2f} estimated"
 
 
 def _save(made, row: Row) -> None:
