@@ -292,11 +292,14 @@ def bench(phases, device, ways=("kernel",), log=print):
         torch.cuda.reset_peak_memory_stats()
         torch.manual_seed(1)
         net, encoder = dit.build().to(device), text.build().to(device)
+        torch.nn.init.normal_(net.proj_out.weight, std=0.02)  # zero at the start: no gradient would come through
+        turned = net.blocks[0].attn1.norm_q.weight
         flat = FlatMuon([net, encoder], is_matrix)
         inputs = dit_data.batch(cache, size, refs, frames, torch.Generator(device).manual_seed(1))
         t0 = time.time()
         run = GraphStep(net, encoder, flat, inputs)
-        loss, built = run(inputs).mean().item(), time.time() - t0
+        loss, slope = run(inputs).mean().item(), turned.grad.norm().item()
+        built = time.time() - t0
         graph = ms(lambda: run.graph.replay(), steps)
         draw = ms(lambda: dit_data.batch(cache, size, refs, frames, g), steps)
         opt = ms(lambda: flat.step(1e-4, 1e-4, 0.99), steps)
@@ -308,7 +311,7 @@ def bench(phases, device, ways=("kernel",), log=print):
         step = ms(whole, steps)
         log(
             f"dit bench refs {refs} frames {frames} batch {size} turn {way}: step {step:.1f} ms (graph {graph:.1f}, "
-            f"batch {draw:.1f}, optimiser {opt:.1f}), {1000 * size / step:.0f} samples/s, loss {loss:.6f}, graph in "
-            f"{built:.0f} s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            f"batch {draw:.1f}, optimiser {opt:.1f}), {1000 * size / step:.0f} samples/s, loss {loss:.6f}, slope {slope:.4g}, "
+            f"graph in {built:.0f} s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         )
         del run

@@ -104,7 +104,13 @@ def turn(
 
 @torch.library.custom_op("tiny::turn_back", mutates_args=())
 def turn_back(
-    x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float, heads: int, dy: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+    heads: int,
+    dy: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x, dy = x.contiguous(), dy.contiguous()
     dx, d, n = torch.empty_like(x), x.shape[-1], x.numel() // x.shape[-1]
