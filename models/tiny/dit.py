@@ -7,6 +7,8 @@ for all blocks, text padding folded into one key (text.py), and the two ways to 
 import torch
 import torch.nn.functional as F
 
+import rotary
+
 CONFIG = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
@@ -59,16 +61,11 @@ def norm(m, x):
     return F.rms_norm(x.float(), x.shape[-1:], m.weight, m.eps)
 
 
-def rotate(x, cos, sin):
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-
-
 def attend(m, x, cos, sin):
     """Self-attention; x (B, L, D) in the products' dtype."""
     q, k, v = linear(m.to_q, x), linear(m.to_k, x), linear(m.to_v, x)
-    q, k = (rotate(heads(norm(n, y)), cos, sin).to(x.dtype) for n, y in ((m.norm_q, q), (m.norm_k, k)))
-    y = F.scaled_dot_product_attention(q, k, heads(v))
+    q, k = (rotary.rotated(y, n.weight, n.eps, cos, sin, HEADS) for n, y in ((m.norm_q, q), (m.norm_k, k)))
+    y = F.scaled_dot_product_attention(heads(q), heads(k), heads(v))
     return linear(m.to_out[0], y.transpose(1, 2).flatten(2))
 
 
@@ -100,10 +97,10 @@ def embed(m, x):
 
 
 def rope(net, t, h, w):
-    """cos, sin: (1, 1, L, 64)."""
+    """cos, sin: (L, 64)."""
     like = torch.empty(1, 1, t, 2 * h, 2 * w, device=net.proj_out.weight.device)
     cos, sin = net.rope(like)
-    return cos[0, :, 0, 0::2][None, None].float().contiguous(), sin[0, :, 0, 1::2][None, None].float().contiguous()
+    return cos[0, :, 0, 0::2].float().contiguous(), sin[0, :, 0, 1::2].float().contiguous()
 
 
 def forward(net, x, context, sigma, text, bias, mode=None, run=block, half=torch.bfloat16, skip=()):

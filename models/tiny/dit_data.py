@@ -46,17 +46,20 @@ def latents(net, clip, chunk=64):
 
 def regions(mask, g):
     """Where to generate (1) and what to keep (0), bool (n, T, H, W), and the kind (n): 0 a box around the person, 1 all
-    but it, 2 frames (1, 5 or 9 at the start, at the end or at both stay), 3 any box, 4 everything (control frames)."""
+    but it, 2 frames (1, 5 or 9 at the start, at the end or at both stay), 3 any box, 4 everything (control frames).
+
+    One frame at the end comes often, for it is the hardest: of its latent's four frames `fold` takes the third, so
+    that the mask says nothing of it, and it stands behind three grey ones in the source's latent."""
     n, t, h, w = mask.shape
     dev = mask.device
-    draw = lambda most: torch.randint(most, (n,), device=dev, generator=g)
+    draw = lambda of: torch.tensor(of, device=dev)[torch.randint(len(of), (n,), device=dev, generator=g)]
     on = (mask > 0).any(1)
     y, x, time = (torch.arange(k, device=dev) for k in (h, w, t))
     rows, cols = on.any(2), on.any(1)
     first = lambda v: torch.where(v.any(1), v.float().argmax(1), 0)
     top, left = first(rows) - 4, first(cols) - 4
     bottom, right = h - first(rows.flip(1)) + 4, w - first(cols.flip(1)) + 4
-    kind = draw(5)
+    kind = draw((0, 1, 2, 2, 2, 3, 4))
     rnd = torch.rand(4, n, device=dev, generator=g)
     free = kind == 3
     top, left = (torch.where(free, (r * s * 0.75).long(), b) for r, s, b in ((rnd[0], h, top), (rnd[2], w, left)))
@@ -67,7 +70,7 @@ def regions(mask, g):
     within = lambda v, a, b: (v >= a[:, None]) & (v < b[:, None])
     box = within(y, top, bottom)[:, :, None] & within(x, left, right)[:, None]
     box = torch.where((kind == 1)[:, None, None], ~box, box)[:, None].expand(n, t, h, w)
-    ends, kept, zero = draw(3), 1 + 4 * draw(3), torch.zeros(n, dtype=torch.long, device=dev)
+    ends, kept, zero = draw((0, 1, 1, 2)), draw((1, 1, 5, 9)), torch.zeros(n, dtype=torch.long, device=dev)
     kept = torch.where(ends == 2, kept.clamp(max=(t - 1) // 2), kept.clamp(max=t - 1))
     made = within(time, torch.where(ends == 1, zero, kept), torch.where(ends == 0, zero + t, t - kept))
     made = made[:, :, None, None].expand(n, t, h, w)
@@ -130,7 +133,7 @@ def batch(cache, n, refs, frames, g, drop=True, offset=0):
     dev, total = cache["clip"].device, len(cache["clip"])
     r = lambda *s: torch.rand(*s, device=dev, generator=g)
     pick = (r(n) * total).long().clamp(max=total - 1)
-    edit = (r(n) < 0.4) & drop
+    edit = (r(n) < 0.45) & drop
     have = len(cache["source"]) if "source" in cache else 0
     pick = torch.where(edit, pick % max(have, 1), pick) if have else pick
     edit = edit & (have > 0)

@@ -1,5 +1,6 @@
 """Training the denoiser and its text encoder: flow matching, one CUDA graph a step."""
 
+import functools
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import torch.distributed as dist
 import dit
 import dit_data
 import nets
+import rotary
 import text
 import vae
 from muon import FlatMuon
@@ -40,13 +42,18 @@ def loss_of(net, encoder, inputs, run):
     return each.mean(), each.detach()
 
 
+@functools.cache
+def compiled():
+    return torch.compile(dit.block, dynamic=False)
+
+
 class GraphStep:
     """Forward, loss, backward on inputs held in place; `loss` after a call: one number a sample."""
 
     def __init__(self, net, encoder, flat, inputs):
         self.inputs = {k: inputs[k].clone() for k in FIELDS}
         cuda = inputs["x0"].is_cuda
-        run = torch.compile(dit.block, dynamic=False) if cuda else dit.block
+        run = compiled() if cuda else dit.block
         self.once = lambda: self._once(net, encoder, flat, run)
         self.graph = None
         if cuda:
@@ -144,9 +151,11 @@ def train(
     face=None,
     codec=None,
     resume=None,
+    settle=0.0,
     log=print,
 ):
-    """phases: [(references, latent frames, batch a GPU, steps)]. Stops after `seconds`.
+    """phases: [(references, latent frames, batch a GPU, steps)]. Stops after `seconds`; the rate falls to zero over
+    the last `settle` of them, or else over the last 35 % of all steps.
 
     Goes on from `state_at` (everything, on this machine) or from `resume`: {"dit", "text"} state dicts and "step"."""
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -168,7 +177,16 @@ def train(
     total, step = sum(p[3] for p in phases), 0
     size_of = lambda m: sum(p.numel() for p in m.parameters()) / 1e6
     log(f"{size_of(net):.2f} M + {size_of(encoder):.2f} M parameters, {len(cache['clip'])} clips")
-    stop = torch.zeros(1, device=device)
+    clock, over = torch.zeros(1, device=device), False
+
+    def elapsed():
+        """Seconds since the start by rank 0's clock: ranks must agree on the rate and on when to stop."""
+        clock.fill_(time.time() - begin)
+        if dist.is_initialized():
+            dist.broadcast(clock, 0)
+        return clock.item()
+
+    spent = elapsed()
     for refs, frames, size, steps in phases:
         last = step + steps
         if done >= last:
@@ -182,12 +200,12 @@ def train(
         for step in range(first, last):
             each = run(dit_data.batch(cache, size, refs, frames, g))
             losses.append(each.mean())
-            k = rate(step, total, 1.0, warm=300) * min(1, (step - done + 1) / 100)
+            k = min(1, (seconds - spent) / settle) if settle else rate(step, total, 1.0, warm=300)
+            k = max(k, 0) * min(1, (step - done + 1) / 100)
             norm = flat.step(lr * k, lr_rest * k, ema=0.999 if step > 3000 else 0.99)
             if (step + 1) % EVERY == 0:
-                stop.fill_(float(time.time() - begin > seconds))
-                if dist.is_initialized():
-                    dist.broadcast(stop, 0)
+                spent = elapsed()
+                over = spent > seconds
                 loss, losses = torch.stack(losses).mean().item(), []
                 row = {
                     "step": step + 1,
@@ -196,7 +214,7 @@ def train(
                     "loss": round(loss, 4),
                     "norm": round(norm.item(), 3),
                 }
-                if (step + 1) % (5 * EVERY) == 0 or stop.item():
+                if (step + 1) % (5 * EVERY) == 0 or over:
                     flat.swap()
                     row["own"], row["stranger"] = compare(run, held, size, refs, frames)
                     flat.swap()
@@ -204,10 +222,10 @@ def train(
                 history.append(row)
                 ms = 1000 * (time.time() - t0) / (step + 1 - first)
                 log(json.dumps(row), f"{ms:.1f} ms/step, {size * 1000 / ms:.0f} samples/s a GPU")
-                if stop.item():
+                if over:
                     break
         step += 1
-        if stop.item():
+        if over:
             break
     if rank == 0:
         flat.swap()
@@ -256,27 +274,44 @@ def synthetic(n, device, size=16):
     }  # fmt: skip
 
 
-def bench(phases, device, log=print):
-    """Samples a second of each (references, latent frames, batch, steps), one GPU, data drawn from a cache."""
+def bench(phases, device, ways=("kernel",), log=print):
+    """Times a step of each (references, latent frames, batch, steps), one GPU, data drawn from a cache; for each way to
+    turn queries and keys (rotary.py)."""
     cache, g = synthetic(1024, device), torch.Generator(device).manual_seed(1)
-    for refs, frames, size, steps in phases:
-        net, encoder = dit.build().to(device), text.build().to(device)
-        flat = FlatMuon([net, encoder], is_matrix)
+
+    def ms(what, times):
+        torch.cuda.synchronize()
         t0 = time.time()
-        run = GraphStep(net, encoder, flat, dit_data.batch(cache, size, refs, frames, g))
+        for _ in range(times):
+            what()
         torch.cuda.synchronize()
-        t1 = time.time()
-        for _ in range(steps):
+        return 1000 * (time.time() - t0) / times
+
+    for (refs, frames, size, steps), way in itertools.product(phases, ways):
+        rotary.WAY = way
+        torch.cuda.reset_peak_memory_stats()
+        torch.manual_seed(1)
+        net, encoder = dit.build().to(device), text.build().to(device)
+        torch.nn.init.normal_(net.proj_out.weight, std=0.02)  # zero at the start: no gradient would come through
+        turned = net.blocks[0].attn1.norm_q.weight
+        flat = FlatMuon([net, encoder], is_matrix)
+        inputs = dit_data.batch(cache, size, refs, frames, torch.Generator(device).manual_seed(1))
+        t0 = time.time()
+        run = GraphStep(net, encoder, flat, inputs)
+        loss, slope = run(inputs).mean().item(), turned.grad.norm().item()
+        built = time.time() - t0
+        graph = ms(lambda: run.graph.replay(), steps)
+        draw = ms(lambda: dit_data.batch(cache, size, refs, frames, g), steps)
+        opt = ms(lambda: flat.step(1e-4, 1e-4, 0.99), steps)
+
+        def whole():
             run(dit_data.batch(cache, size, refs, frames, g))
-        torch.cuda.synchronize()
-        t2 = time.time()
-        for _ in range(steps):
             flat.step(1e-4, 1e-4, 0.99)
-        torch.cuda.synchronize()
-        t3 = time.time()
-        ms, opt = 1000 * (t2 - t1) / steps, 1000 * (t3 - t2) / steps
+
+        step = ms(whole, steps)
         log(
-            f"dit bench refs {refs} frames {frames} batch {size}: step {ms:.1f} ms + optimiser {opt:.1f} ms, "
-            f"{1000 * size / (ms + opt):.0f} samples/s, graph in {t1 - t0:.0f} s, "
-            f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            f"dit bench refs {refs} frames {frames} batch {size} turn {way}: step {step:.1f} ms (graph {graph:.1f}, "
+            f"batch {draw:.1f}, optimiser {opt:.1f}), {1000 * size / step:.0f} samples/s, loss {loss:.6f}, slope {slope:.4g}, "
+            f"graph in {built:.0f} s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         )
+        del run
