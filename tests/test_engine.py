@@ -101,14 +101,14 @@ def test_own_kernels_are_no_library_s():
 
 def test_a_trace_is_summed_by_part():
     events = [
-        {"cat": "kernel", "name": "nvjet_sm90", "dur": 2e5},
-        {"cat": "kernel", "name": "nvjet_sm90", "dur": 1e5},
-        {"cat": "gpu_memcpy", "name": "Memcpy DtoH", "dur": 1e5},
+        {"cat": "kernel", "name": "nvjet_sm90", "ts": 0, "dur": 2e5},
+        {"cat": "kernel", "name": "nvjet_sm90", "ts": 5e5, "dur": 1e5},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoH", "ts": 2.5e5, "dur": 1e5},
         {"cat": "cpu_op", "name": "aten::mm", "dur": 9e9},
     ]
     found = summary(events, 1.0)
     assert found["parts"] == pytest.approx({"gemm": 0.3, "copy": 0.1})
-    assert found["idle"] == pytest.approx(0.6)
+    assert found["idle"] == pytest.approx(0.6) and found["gaps"] == pytest.approx(0.2)
     assert found["kernels"][0] == ("nvjet_sm90", "gemm", 2, pytest.approx(0.3))
 
 

@@ -265,16 +265,16 @@ def in_a_child(kind):
     """What it says, and the most that the GPU held more than before while it lived."""
     before, most = used_of_the_gpu(), 0
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", CHILD, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
     )  # fmt: skip
     os.set_blocking(child.stdout.fileno(), False)
-    line = ""
-    while not line.endswith("\n") and child.poll() is None:
+    line = b""
+    while not line.endswith(b"\n") and child.poll() is None:
         most = max(most, used_of_the_gpu() - before)
-        line += child.stdout.read() or ""
+        line += child.stdout.read() or b""
         time.sleep(0.05)
-    child.communicate("\n")
+    child.communicate(b"\n")
     assert child.returncode == 0
     return {**json.loads(line), "measured": most}
 

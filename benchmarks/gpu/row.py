@@ -107,5 +107,6 @@ class Row:
                 share = f"floor {floor * 1e3:9.1f} ms, {floor / seconds:5.1%} of it" if floor else ""
                 out.append(f"    {self.name} {side:9} {part:10} {seconds * 1e3:9.1f} ms  {share}")
             if "idle" in found:
-                out.append(f"    {self.name} {side:9} {'idle':10} {found['idle'] * 1e3:9.1f} ms")
+                gaps = f"gaps {found['gaps'] * 1e3:.1f} ms"
+                out.append(f"    {self.name} {side:9} {'idle':10} {found['idle'] * 1e3:9.1f} ms  {gaps}")
         return out

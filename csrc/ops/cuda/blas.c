@@ -199,16 +199,16 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     float least = __builtin_inff();
     ipvg_status status;
 
-    IPVG_TRY(check(ctx,
-                   cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
-                                                  b->tune ? TRIED : 1, found, &count),
-                   "no algorithm for this shape"));
-    if (count == 0) {
-        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s",
+    cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
+                                                          b->tune ? TRIED : 1, found, &count);
+    if (asked == CUBLAS_STATUS_NOT_SUPPORTED || (asked == CUBLAS_STATUS_SUCCESS && count == 0)) {
+        status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s%s",
                            (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n,
-                           ipvg_dtype_name((ipvg_dtype)g->in));
+                           ipvg_dtype_name((ipvg_dtype)g->in),
+                           g->in == IPVG_E4M3 ? "; try dtype='bfloat16'" : "");
         goto done;
     }
+    IPVG_TRY(check(ctx, asked, "the choice of an algorithm"));
     if (b->tune && count > 1) {
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&start), "an event"));
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&end), "an event"));
