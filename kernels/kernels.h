@@ -67,9 +67,10 @@ int ipvg_k_nag(ipvg_k_array y, ipvg_k_array p, ipvg_k_array n, float scale, floa
 /* p (heads, lq, lk) = softmax over keys of scale * s (heads, lq, lk) + bias; rows of s and p are ld apart, heads lq * ld.
  * bias: none, or float32 (heads, lq + lk - 1) with rows bias.ld apart: entry [h][key - query + lq - 1] (T5). A part of the
  * queries: `first` is the number of its first query, of `all` in total; then s and p hold lq rows a head and bias is
- * (heads, all + lk - 1). In place allowed. */
+ * (heads, all + lk - 1). repeat >= 1: how many keys the last one stands for; p is the weight of them all. In place
+ * allowed. */
 int ipvg_k_softmax(ipvg_k_array p, ipvg_k_array s, ipvg_k_array bias, float scale, int heads, int64_t lq, int64_t lk,
-                   int64_t first, int64_t all, void *stream);
+                   int64_t first, int64_t all, int64_t repeat, void *stream);
 
 /* ==== element by element: element.cu ==== */
 

@@ -237,13 +237,17 @@ static void test_attention(int heads, int64_t d, int64_t lq, int64_t lk)
     const ipvg_dtype dtype = gpu.be->activation;
     const int64_t width = heads * d, pad = pick(0, 1) * 2 * width; /* as columns of one product */
     const bool biased = pick(0, 1);
+    const int64_t repeat = pick(0, 1) ? 1 : pick(2, 500);
     both q = MAKE(dtype, pad, 1, lq, width), k = MAKE(dtype, pad, 1, lk, width), v = MAKE(dtype, pad, 1, lk, width);
     both o = MAKE(dtype, 0, 0, lq, width), bias = MAKE(IPVG_F32, 0, 2, heads, lq + lk - 1);
     const float scale = 1 / sqrtf((float)d);
-    RUN(cpu, ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL));
-    RUN(gpu,
-        ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale, biased ? &bias.device : NULL));
-    judge(biased ? "attention with a bias" : "attention", &o, is_half() ? 5e-3 : 1e-5);
+    RUN(cpu, ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL, repeat));
+    RUN(gpu, ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale,
+                            biased ? &bias.device : NULL, repeat));
+    judge(repeat > 1 ? "attention with a key repeated"
+          : biased   ? "attention with a bias"
+                     : "attention",
+          &o, is_half() ? 5e-3 : 1e-5);
     release(&q), release(&k), release(&v), release(&o), release(&bias);
 }
 

@@ -180,6 +180,7 @@ static void test_softmax(int heads, int64_t lq, int64_t lk)
 {
     const bool wide = pick(0, 1), biased = pick(0, 1);
     const int64_t first = pick(0, 9), all = first + lq + pick(0, 5), rows = heads * lq;
+    const int64_t repeat = pick(0, 1) ? 1 : pick(2, 500);
     const double scale = biased ? 1 : 0.125;
     matrix s = random_matrix(rows, lk, wide, any_dtype(), pick(0, 1) ? 1 : 30, 0),
            p = result(rows, lk, wide, any_dtype());
@@ -189,11 +190,18 @@ static void test_softmax(int heads, int64_t lq, int64_t lk)
         const float *b = bias.v + r / lq * bias.d + all - 1 - (first + r % lq);
         double most = -INFINITY, sum = 0;
         for (int64_t c = 0; c < lk; c++) most = fmax(most, s.v[r * lk + c] * scale + (biased ? b[c] : 0));
-        for (int64_t c = 0; c < lk; c++) sum += exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most);
-        for (int64_t c = 0; c < lk; c++)
-            ((float *)want.data)[r * lk + c] = (float)(exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most) / sum);
+        for (int turn = 0; turn < 2; turn++)
+            for (int64_t c = 0; c < lk; c++) {
+                const double share = exp(s.v[r * lk + c] * scale + (biased ? b[c] : 0) - most);
+                const double all_of = c + 1 == lk ? (double)repeat * share : share;
+                if (turn)
+                    ((float *)want.data)[r * lk + c] = (float)(all_of / sum);
+                else
+                    sum += all_of;
+            }
     }
-    GPU(ipvg_k_softmax(p.a, s.a, biased ? bias.a : (ipvg_k_array){0}, (float)scale, heads, lq, lk, first, all, NULL));
+    GPU(ipvg_k_softmax(p.a, s.a, biased ? bias.a : (ipvg_k_array){0}, (float)scale, heads, lq, lk, first, all, repeat,
+                       NULL));
     /* Scores of 30 in float32 are off by 2e-6, which is what their exponential is then off by. */
     judge("softmax", &p, want.data, 4e-6);
     free(want.data), release(&s), release(&p), release(&bias);
