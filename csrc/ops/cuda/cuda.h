@@ -61,8 +61,6 @@ ipvg_status ipvg_cuda_settle(ipvg_exec *ex);
 ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
 /* The same of a result that may be E4M3 too: its scales are t->scale. */
 ipvg_status ipvg_cuda_result(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
-/* y (L, D) E4M3 = act(x (L, D)). */
-ipvg_status ipvg_cuda_quantise(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, ipvg_act act);
 
 /* linear.c, attention.c, conv.c, rows.c: the table's entries, see ../ops.h */
 ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
