@@ -43,8 +43,8 @@ int ipvg_k_softmax(array p, array s, array bias, float scale, int heads, int64_t
                    int64_t all, int64_t repeat, void *stream)
 {
     const int64_t rows = heads * lq;
-    if (heads < 0 || lq < 0 || lk < 1 || lk > INT32_MAX || first < 0 || first + lq > all || repeat < 1 || p.dtype == IPVG_K_E4M3 ||
-        !readable(s) || (bias.data && bias.dtype != IPVG_K_F32))
+    if (heads < 0 || lq < 0 || lk < 1 || lk > INT32_MAX || first < 0 || first + lq > all || repeat < 1 ||
+        p.dtype == IPVG_K_E4M3 || !readable(s) || (bias.data && bias.dtype != IPVG_K_F32))
         return cudaErrorInvalidValue;
     const bool fast = wide(lk, p, s);
     const team_plan plan = plan_teams(rows, fast ? lk / 8 : lk, fast ? keep<8>::chunks : keep<1>::chunks);

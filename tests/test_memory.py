@@ -59,7 +59,7 @@ FIELD = guidance.Guidance({"cond": {}, "uncond": {"text": "negative"}}, "cond + 
 @pytest.mark.parametrize("rule", [*guidance.PRESETS, "field"])
 def test_the_estimate_is_what_a_run_takes(rule, references, golden_dir):
     """The arena and the sampler's tensors, for every preset: the states of all branches of a step, NAG's and blur's
-    buffers, APG's running differences, weights by element. The texts are as long as they may be: others take no more."""
+    buffers, APG's running differences, weights by element. Texts are as long as they may be; shorter ones take less."""
     from test_sampler import make_model, make_source
 
     from ipvg.parity import recipe

@@ -197,8 +197,8 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *n
     IPVG_TRY(ipvg_attention(ex, h, q, &words->k, &words->v, c->heads, qk_scale, NULL, words->repeat));
     if (nag) {
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, x->dtype, 2, x->shape));
-        IPVG_TRY(ipvg_attention(ex, &away, q, &words->nag_k, &words->nag_v, c->heads, qk_scale, NULL,
-                                words->nag_repeat));
+        IPVG_TRY(
+            ipvg_attention(ex, &away, q, &words->nag_k, &words->nag_v, c->heads, qk_scale, NULL, words->nag_repeat));
         IPVG_TRY(ipvg_nag(ex, h, h, &away, nag->scale, nag->tau, nag->alpha));
     }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));

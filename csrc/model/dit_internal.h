@@ -46,8 +46,8 @@ struct ipvg_dit {
 
 struct ipvg_dit_text {
     const ipvg_dit *dit;
-    ipvg_tensor kv;  /* (layers + n_vace, 2, rows, D): cross-attention keys and values of each block */
-    int64_t repeat;  /* how often the last row counts, as the padding of the reference up to text_len */
+    ipvg_tensor kv; /* (layers + n_vace, 2, rows, D): cross-attention keys and values of each block */
+    int64_t repeat; /* how often the last row counts, as the padding of the reference up to text_len */
 };
 
 struct ipvg_dit_context {
@@ -82,10 +82,10 @@ typedef struct ipvg_dit_given {
 
 /* What its cross-attention reads. */
 typedef struct ipvg_dit_words {
-    ipvg_tensor k, v;            /* (rows, D): of the text */
-    const ipvg_dit_nag *nag;     /* NULL: none */
-    ipvg_tensor nag_k, nag_v;    /* (rows, D): of its text */
-    int64_t repeat, nag_repeat;  /* how often each last row counts */
+    ipvg_tensor k, v;           /* (rows, D): of the text */
+    const ipvg_dit_nag *nag;    /* NULL: none */
+    ipvg_tensor nag_k, nag_v;   /* (rows, D): of its text */
+    int64_t repeat, nag_repeat; /* how often each last row counts */
 } ipvg_dit_words;
 
 /* Brings a block's weights to the backend's memory, but those that come before and after it. */

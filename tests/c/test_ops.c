@@ -331,7 +331,8 @@ static void test_refusals(void)
         failures++, puts("FAIL linear: shape of y");
     if (ipvg_linear(&ex, &y, &x, &odd, NULL, IPVG_ACT_NONE) != IPVG_E_TYPE)
         failures++, puts("FAIL linear: float64 weight");
-    if (ipvg_attention(&ex, &x, &x, &x, &x, 3, 1.f, NULL, 1) != IPVG_E_ARGUMENT) failures++, puts("FAIL attention: heads");
+    if (ipvg_attention(&ex, &x, &x, &x, &x, 3, 1.f, NULL, 1) != IPVG_E_ARGUMENT)
+        failures++, puts("FAIL attention: heads");
     if (ipvg_attention(&ex, &x, &x, &x, &x, 2, 1.f, NULL, 0) != IPVG_E_ARGUMENT)
         failures++, puts("FAIL attention: a last key that counts not at all");
     free(x.data), free(y.data), free(w.data);

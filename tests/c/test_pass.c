@@ -29,7 +29,8 @@ static ipvg_status counted_linear(ipvg_exec *e, ipvg_tensor *y, const ipvg_tenso
 }
 
 static ipvg_status counted_attention(ipvg_exec *e, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                                     const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat)
+                                     const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias,
+                                     int64_t repeat)
 {
     *(k->shape[0] == q->shape[0] ? &seen.self : &seen.cross) += 1;
     seen.flops += 4. * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];

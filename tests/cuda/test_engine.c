@@ -241,7 +241,8 @@ static void test_attention(int heads, int64_t d, int64_t lq, int64_t lk)
     both q = MAKE(dtype, pad, 1, lq, width), k = MAKE(dtype, pad, 1, lk, width), v = MAKE(dtype, pad, 1, lk, width);
     both o = MAKE(dtype, 0, 0, lq, width), bias = MAKE(IPVG_F32, 0, 2, heads, lq + lk - 1);
     const float scale = 1 / sqrtf((float)d);
-    RUN(cpu, ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL, repeat));
+    RUN(cpu,
+        ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL, repeat));
     RUN(gpu, ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale,
                             biased ? &bias.device : NULL, repeat));
     judge(repeat > 1 ? "attention with a key repeated"

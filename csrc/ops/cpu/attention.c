@@ -17,7 +17,7 @@ typedef struct job {
     const ipvg_tensor *q, *k, *v, *bias;
     ipvg_tensor *o;
     int64_t lq, lk, d, wide; /* wide: d rounded up to whole tiles */
-    float scale, last; /* last: what the last key's scores get on top */
+    float scale, last;       /* last: what the last key's scores get on top */
 } job;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

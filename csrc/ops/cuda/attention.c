@@ -74,11 +74,10 @@ static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights
     const ipvg_gemm_data of_product = {.y = scores, .x = at(j->q, first, column), .w = at(j->k, 0, column)};
     IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, &of_product));
     if (j->bias) bias = (ipvg_k_array){at(j->bias, head, 0), IPVG_K_F32, j->bias->ld};
-    IPVG_TRY(ipvg_cuda_check(
-        ex->ctx,
-        ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0], j->repeat,
-                       ipvg_cuda_of(ex)->stream),
-        "softmax"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx,
+                             ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0],
+                                            j->repeat, ipvg_cuda_of(ex)->stream),
+                             "softmax"));
     const ipvg_gemm sum = {.rows = rows,
                            .n = d,
                            .k = lk,
