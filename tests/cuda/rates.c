@@ -107,7 +107,6 @@ int main(void)
     line("gate, residual, norm, to fp8", 8, 2 * BLOCKS, 3.5, DIM);
     line("quantise", 9, 2 * BLOCKS, 1.5, DIM);
     line("quantise FFN, 8192 rows at a time", 8192, BLOCKS, 1.5, FFN);
-    line("quantise FFN, 2816 rows at a time", 2816, BLOCKS, 1.5, FFN);
     line("quantise FFN, 1408 rows at a time", 1408, BLOCKS, 1.5, FFN);
     cudaFree(memory);
     return 0;

@@ -3,10 +3,7 @@
  * tanh form, below half a bfloat16 but not below float32's own error. SiLU and float32's GELU follow in a kernel. */
 #include "blas.h"
 
-/* Bytes of a 16-bit result that is quantised next: half of the L2 that Hopper has, which it is then read from. At a width of
- * 8960 that is 1408 rows, 385 tiles of 128 x 256: whole rounds of 132 multiprocessors, or nearly. */
-#define PART ((int64_t)25 << 20)
-#define TILE 128 /* rows: parts are whole tiles, and scales stay aligned */
+#define PART_ROWS 8192 /* of a 16-bit result that is quantised next: whole tiles of products, aligned scales */
 
 static ipvg_status multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                             const ipvg_tensor *b, bool gelu)
@@ -60,9 +57,7 @@ done:
 static ipvg_status product_to_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                                    const ipvg_tensor *b, ipvg_act act)
 {
-    const int64_t rows = y->shape[0], n = y->shape[1];
-    const int64_t tiles = PART / (n * (int64_t)ipvg_dtype_size(IPVG_BF16) * TILE), part = (tiles ? tiles : 1) * TILE;
-    const int64_t shape[] = {part < rows ? part : rows, n};
+    const int64_t rows = y->shape[0], shape[] = {rows < PART_ROWS ? rows : PART_ROWS, y->shape[1]};
     ipvg_tensor half;
     ipvg_status status;
 
