@@ -52,11 +52,10 @@ int ipvg_k_rms_norm(ipvg_k_array y, ipvg_k_array x, ipvg_k_array w, float eps, i
  * is rope[r][j]; rope float32 (rows, d / heads / 2, 2). In place allowed. */
 int ipvg_k_rms_norm_rope(ipvg_k_array y, ipvg_k_array x, ipvg_k_array w, const float *rope, int heads, float eps,
                          int64_t rows, int64_t d, void *stream);
-/* y (rows, d) E4M3 and y_scale (rows): y * y_scale = act(x), y_scale = max |act(x)| / 448 of the row; 1 for a row of zeros, or
- * of numbers below 1e-34, which become zeros. NaN stays NaN, alone; a row with an infinity becomes NaN, since its scale is
+/* y (rows, d) E4M3 and y_scale (rows): y * y_scale = x, y_scale = max |x| / 448 of the row; 1 for a row of zeros, or of
+ * numbers below 1e-34, which become zeros. NaN stays NaN, alone; a row with an infinity becomes NaN, since its scale is
  * infinite. */
-int ipvg_k_quantise_rows(ipvg_k_array y, float *y_scale, ipvg_k_array x, ipvg_k_act act, int64_t rows, int64_t d,
-                         void *stream);
+int ipvg_k_quantise_rows(ipvg_k_array y, float *y_scale, ipvg_k_array x, int64_t rows, int64_t d, void *stream);
 /* g = scale p - (scale - 1) n by rows; where |g|_1 > tau |p|_1, g is shrunk to that; y = alpha g + (1 - alpha) p.
  * y may be p. */
 int ipvg_k_nag(ipvg_k_array y, ipvg_k_array p, ipvg_k_array n, float scale, float tau, float alpha, int64_t rows,
@@ -67,9 +66,10 @@ int ipvg_k_nag(ipvg_k_array y, ipvg_k_array p, ipvg_k_array n, float scale, floa
 /* p (heads, lq, lk) = softmax over keys of scale * s (heads, lq, lk) + bias; rows of s and p are ld apart, heads lq * ld.
  * bias: none, or float32 (heads, lq + lk - 1) with rows bias.ld apart: entry [h][key - query + lq - 1] (T5). A part of the
  * queries: `first` is the number of its first query, of `all` in total; then s and p hold lq rows a head and bias is
- * (heads, all + lk - 1). In place allowed. */
+ * (heads, all + lk - 1). repeat >= 1: how many keys the last one stands for; p is the weight of them all. In place
+ * allowed. */
 int ipvg_k_softmax(ipvg_k_array p, ipvg_k_array s, ipvg_k_array bias, float scale, int heads, int64_t lq, int64_t lk,
-                   int64_t first, int64_t all, void *stream);
+                   int64_t first, int64_t all, int64_t repeat, void *stream);
 
 /* ==== element by element: element.cu ==== */
 

@@ -178,14 +178,14 @@ __global__ void __launch_bounds__(TEAM_MOST, 1) rms_norm_kernel(array y, array x
 
 template <int V, bool Usual>
 __global__ void __launch_bounds__(TEAM_MOST, 1)
-    quantise_rows_kernel(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d, int lanes)
+    quantise_rows_kernel(array y, float *y_scale, array x, int64_t rows, int64_t d, int lanes)
 {
     const team t(lanes);
     if (Usual) x.dtype = IPVG_K_BF16, y.dtype = IPVG_K_E4M3;
     norm_row<V> row(t, x, rows, d);
     write_row<V>(y, y_scale, row, [&](float(&out)[V], const float(&v)[V], int) {
 #pragma unroll
-        for (int i = 0; i < V; i++) out[i] = act_of(v[i], act);
+        for (int i = 0; i < V; i++) out[i] = v[i];
     });
 }
 
@@ -286,10 +286,10 @@ int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads
          head, eps);
 }
 
-int ipvg_k_quantise_rows(array y, float *y_scale, array x, ipvg_k_act act, int64_t rows, int64_t d, void *stream)
+int ipvg_k_quantise_rows(array y, float *y_scale, array x, int64_t rows, int64_t d, void *stream)
 {
     if (bad(rows, d) || y.dtype != IPVG_K_E4M3 || !y_scale || !readable(x)) return cudaErrorInvalidValue;
-    ROWS(quantise_rows_kernel, 1, wide(d, y, x), all_of(IPVG_K_BF16, x), rows, d, stream, y, y_scale, x, act);
+    ROWS(quantise_rows_kernel, 1, wide(d, y, x), all_of(IPVG_K_BF16, x), rows, d, stream, y, y_scale, x);
 }
 
 int ipvg_k_nag(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d, void *stream)

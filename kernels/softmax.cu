@@ -3,8 +3,8 @@
 
 template <int V>
 __global__ void __launch_bounds__(TEAM_MOST, 1)
-    softmax_kernel(array p, array s, array bias, float scale, int64_t lq, int64_t first, int64_t all, int64_t rows,
-                   int64_t lk, int lanes)
+    softmax_kernel(array p, array s, array bias, float scale, float last, int64_t lq, int64_t first, int64_t all,
+                   int64_t rows, int64_t lk, int lanes)
 {
     const team t(lanes);
     kept_row<V> row(t, s, rows, lk);
@@ -13,6 +13,7 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
     auto score = [&](float(&out)[V], const float(&v)[V], int column) {
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = shifted ? fmaf(v[i], scale, shifted[column + i]) : v[i] * scale;
+        if (column + V == lk) out[V - 1] += last;
     };
     float most = -INFINITY, sum = 0.f;
     row.each([&](const float(&v)[V], int column) {
@@ -39,14 +40,14 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
 }
 
 int ipvg_k_softmax(array p, array s, array bias, float scale, int heads, int64_t lq, int64_t lk, int64_t first,
-                   int64_t all, void *stream)
+                   int64_t all, int64_t repeat, void *stream)
 {
     const int64_t rows = heads * lq;
-    if (heads < 0 || lq < 0 || lk < 1 || lk > INT32_MAX || first < 0 || first + lq > all || p.dtype == IPVG_K_E4M3 ||
-        !readable(s) || (bias.data && bias.dtype != IPVG_K_F32))
+    if (heads < 0 || lq < 0 || lk < 1 || lk > INT32_MAX || first < 0 || first + lq > all || repeat < 1 ||
+        p.dtype == IPVG_K_E4M3 || !readable(s) || (bias.data && bias.dtype != IPVG_K_F32))
         return cudaErrorInvalidValue;
     const bool fast = wide(lk, p, s);
     const team_plan plan = plan_teams(rows, fast ? lk / 8 : lk, fast ? keep<8>::chunks : keep<1>::chunks);
     return launch(fast ? softmax_kernel<8> : softmax_kernel<1>, plan.blocks, plan.threads, stream, p, s, bias, scale,
-                  lq, first, all, rows, lk, plan.lanes);
+                  logf((float)repeat), lq, first, all, rows, lk, plan.lanes);
 }

@@ -21,7 +21,8 @@ struct team {
         const int teams = (int)blockDim.x / lanes_;
         lanes = lanes_;
         lane = (int)threadIdx.x % lanes_;
-        row = (int64_t)blockIdx.x * teams + (int)threadIdx.x / lanes_;
+        /* Backwards: the L2 cache still holds the last rows that the product before has written. */
+        row = (int64_t)(gridDim.x - 1 - blockIdx.x) * teams + (int)threadIdx.x / lanes_;
     }
 };
 

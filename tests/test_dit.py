@@ -111,6 +111,18 @@ def test_every_size_and_text_length(size, text):
     assert relative_l2(run(model(weights), *given), oracle(weights, CONFIG, *given)) < BOUND
 
 
+@pytest.mark.parametrize("text", [1, 7, 8, 15, 16, 20, 21])
+def test_padding_is_one_row_that_counts_as_often(text):
+    config, seen = CONFIG | {"text_len": 21}, {}
+    weights, given = weights_of(config), inputs(config, text=text)
+    dit, nag = model(weights, config), (inputs(seed=8, text=1)[2], 5.0, 2.5, 0.25)
+    dit.text(given[2], trace=seen.__setitem__)
+    assert len(seen["text_rows"]) == min(text // 8 * 8 + 8, 21)
+    assert relative_l2(run(dit, *given), oracle(weights, config, *given)) < BOUND
+    ours = run(dit, *given, nag=(dit.text(nag[0]), *nag[1:]))
+    assert relative_l2(ours, oracle(weights, config, *given, nag=nag)) < BOUND
+
+
 @pytest.mark.parametrize("t", [0, 0.5, 1, 999, 999.75, 1000])
 def test_every_timestep(t):
     weights, (x, _, text, context) = weights_of(), inputs()

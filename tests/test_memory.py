@@ -59,7 +59,7 @@ FIELD = guidance.Guidance({"cond": {}, "uncond": {"text": "negative"}}, "cond + 
 @pytest.mark.parametrize("rule", [*guidance.PRESETS, "field"])
 def test_the_estimate_is_what_a_run_takes(rule, references, golden_dir):
     """The arena and the sampler's tensors, for every preset: the states of all branches of a step, NAG's and blur's
-    buffers, APG's running differences, weights by element."""
+    buffers, APG's running differences, weights by element. Texts are as long as they may be; shorter ones take less."""
     from test_sampler import make_model, make_source
 
     from ipvg.parity import recipe
@@ -70,12 +70,13 @@ def test_the_estimate_is_what_a_run_takes(rule, references, golden_dir):
     rule = FIELD if rule == "field" else guidance.PRESETS[rule]()
     source = make_source(references=references)
     planned = model.memory(*source.latent_shape[1:], **memory._forward(rule, references))
-    run = Sampler(
-        model, {name: recipe.normal(name, (5, model.config["text_dim"])) for name in rule.texts}, source,
-        guidance=rule, schedule=Schedule(4, 3.0), seed=1,
-    )  # fmt: skip
-    run.run()
-    assert run._core.device.scratch == planned["scratch"]
+    longest, scratch = model.config["text_len"], {}
+    for words in (5, longest):
+        states = {name: recipe.normal(name, (words, model.config["text_dim"])) for name in rule.texts}
+        run = Sampler(model, states, source, guidance=rule, schedule=Schedule(4, 3.0), seed=1)
+        run.run()
+        scratch[words] = run._core.device.scratch
+    assert scratch[5] < scratch[longest] == planned["scratch"]
     slots = memory._slots(rule)
     rounded = -(-run.latent.nbytes // 256) * 256
     assert run.bytes <= slots * rounded <= run.bytes + 2 * rounded

@@ -171,6 +171,7 @@ def test_8_bit_weights_stream():
 # ==== a whole job ====
 
 PICTURE, JOB = np.zeros((20, 20, 3), np.uint8), {"size": (32, 32), "frames": 5, "steps": 2}
+LONGEST = "a cat " * 600  # texts as long as a plan takes them to be
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +194,13 @@ def estimated(pipe, **options):
 def test_a_job_takes_what_was_estimated_and_streams_to_the_same_video(checkpoint):
     """Within 5 % of what comes on top of CUDA's own share, which is the larger part of so small a job."""
     pipe = load(checkpoint)
-    want, held = pipe.generate("a cat", [PICTURE], **JOB), pipe.device.memory
+    want, held = pipe.generate(LONGEST, [PICTURE], negative=LONGEST, **JOB), pipe.device.memory
     assert sum(estimated(pipe).values()) - held["fixed"] == pytest.approx(held["peak"] - held["fixed"], rel=0.05)
     assert "text_encoder" not in vars(pipe)
     plan = memory.Plan(pipe.checkpoint, *JOB["size"], JOB["frames"], None, 1, "bfloat16", pipe.device)
     limit = plan.least(False)
     pipe = load(checkpoint, limit)
-    made, held = pipe.generate("a cat", [PICTURE], **JOB), pipe.device.memory
+    made, held = pipe.generate(LONGEST, [PICTURE], negative=LONGEST, **JOB), pipe.device.memory
     assert np.array_equal(made.frames, want.frames)
     assert pipe.dit.streamed and held["peak"] <= limit
     told = sum(estimated(pipe, memory_limit=limit).values()) - held["fixed"]

@@ -90,7 +90,7 @@ def _forwards(bench: Bench, name: str, title: str, c: DitConfig, sizes, least: i
     for size, row in rows.items():
         other = results.get((size, "eager"), results.get((size, "compiled")))
         apart(row, results.get((size, "ours")), other)
-        jobs = work.dit(c, work.latent(*size))
+        jobs = work.dit(c, work.latent(*size), keys=bench.sizes.words + 1)
         if name == "scaling" and bench.wants("floor"):  # matrix products hardly depend on the number of rows
             kept = [job for job in jobs.large() if job.kind == "attention"]
             row.attempt("floor", lambda kept=kept: bench.ceilings.measure(kept))
@@ -139,7 +139,7 @@ def step13(bench: Bench) -> Iterator[Row]:
         row.attempt("peers", theirs)
     if bench.wants("ours"):
         row.attempt("ours", ours)
-    bench.floor(row, work.dit(c, work.latent(*size)).times(3))
+    bench.floor(row, work.dit(c, work.latent(*size), keys=bench.sizes.words + 1).times(3))
     yield row
 
 
@@ -233,5 +233,5 @@ def _streams(bench: Bench, name: str, title: str, c: DitConfig, size: Size, limi
         row.more["ok"] = row.apart == 0 and measured <= row.more["limit_bytes"]
     elif not row.errors:
         row.note = "a memory limit is of a GPU"
-    bench.floor(row, work.dit(c, work.latent(*size)).times(3))
+    bench.floor(row, work.dit(c, work.latent(*size), keys=bench.sizes.words + 1).times(3))
     yield row

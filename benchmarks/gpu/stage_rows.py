@@ -216,7 +216,7 @@ def video(bench: Bench) -> Iterator[Row]:
     def floor() -> None:
         forward = bench.best.get("forward13 floor")
         if not forward:
-            forward = _floor(bench, work.dit(sizes.b13, work.latent(*sizes.p480)))
+            forward = _floor(bench, work.dit(sizes.b13, work.latent(*sizes.p480), keys=sizes.words + 1))
         text = bench.best.get("umt5 floor") or _floor(bench, work.umt5(sizes.umt5))
         encode = bench.best.get("vae_encode floor") or _floor(bench, work.vae_encode(sizes.vae, *sizes.p480))
         decode = bench.best.get("vae_decode floor") or _floor(bench, work.vae_decode(sizes.vae, *sizes.p480))

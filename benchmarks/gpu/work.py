@@ -121,9 +121,9 @@ def tokens(size: tuple[int, int, int]) -> int:
     return size[0] * (size[1] // 2) * (size[2] // 2)
 
 
-def dit(c: DitConfig, size: tuple[int, int, int], residual: int = HALF) -> Work:
+def dit(c: DitConfig, size: tuple[int, int, int], residual: int = HALF, keys: int = TEXT) -> Work:
     """One forward with every VACE block, texts and context prepared. residual: bytes of a number of the stream between
-    the blocks; the reference has 4."""
+    the blocks; the reference has 4. keys: of cross-attention; a text's padding, all of it equal, need be one."""
     out, rows = Work(), tokens(size)
     dim, blocks, hints = c.dim, c.num_layers + len(c.vace_layers), len(c.vace_layers)
     out.add(Gemm(rows, 3 * dim, dim), blocks)  # q, k, v
@@ -133,7 +133,7 @@ def dit(c: DitConfig, size: tuple[int, int, int], residual: int = HALF) -> Work:
     out.add(Gemm(rows, dim, 4 * c.in_dim))
     out.add(Gemm(rows, 4 * c.out_dim, dim))
     out.add(Attention(c.num_heads, rows, rows, dim // c.num_heads), blocks)
-    out.add(Attention(c.num_heads, rows, TEXT, dim // c.num_heads), blocks)
+    out.add(Attention(c.num_heads, rows, keys, dim // c.num_heads), blocks)
 
     one = rows * dim * HALF  # bytes of an activation
     stream = 1 + 2 * residual // HALF + 1  # gate + residual + next norm: y and x in, x and h out

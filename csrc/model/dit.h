@@ -60,7 +60,7 @@ void ipvg_dit_free(ipvg_dit **dit);
 const ipvg_dit_config *ipvg_dit_get_config(const ipvg_dit *dit);
 
 /* A prompt for this model. states (n, text_dim), 1 <= n <= text_len, float32 of the host's memory or the backend's: umT5's
- * states without padding; the zero rows up to text_len are added here, before the embedding, whose biases make them count.
+ * states without padding; the zero rows up to text_len, which count too, are added here.
  * Plans and grows ex->arena itself: call it with nothing of yours in the arena. The same holds for the context. */
 ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit *dit, const ipvg_tensor *states);
 void ipvg_dit_text_free(const ipvg_backend *be, ipvg_dit_text **text);
@@ -117,7 +117,7 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const 
 /* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
 typedef struct ipvg_dit_bytes {
     size_t scratch; /* of the arena: the largest of ipvg_dit_place, _text_new, _context_new and _forward */
-    size_t text;    /* each ipvg_dit_text */
+    size_t text;    /* each ipvg_dit_text, at most */
     size_t context; /* each ipvg_dit_context */
     size_t weights, least,
         block; /* in the backend's memory, where that is not the host's: all; with every block streamed,

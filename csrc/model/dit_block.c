@@ -150,7 +150,7 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *h, ipvg_tensor *q, const i
         IPVG_TRY(ipvg_blur_tokens(ex, q, q, given->context->height / 2, given->context->width / 2, given->blur));
     IPVG_TRY(ipvg_see(ex, q, "%s%d_q", b->kind, b->index));
     IPVG_TRY(ipvg_see(ex, &k, "%s%d_k", b->kind, b->index));
-    IPVG_TRY(ipvg_attention(ex, h, q, &k, &v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_attention(ex, h, q, &k, &v, c->heads, qk_scale, NULL, 1));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
@@ -194,10 +194,11 @@ static ipvg_status cross_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *n
     IPVG_TRY(ipvg_see(ex, n, "%s%d_cross_in", b->kind, b->index));
     IPVG_TRY(ipvg_dit_linear_run(ex, q, n, &a->q, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_rms_norm(ex, q, q, &a->norm_q, c->eps));
-    IPVG_TRY(ipvg_attention(ex, h, q, &words->k, &words->v, c->heads, qk_scale, NULL));
+    IPVG_TRY(ipvg_attention(ex, h, q, &words->k, &words->v, c->heads, qk_scale, NULL, words->repeat));
     if (nag) {
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &away, x->dtype, 2, x->shape));
-        IPVG_TRY(ipvg_attention(ex, &away, q, &words->nag_k, &words->nag_v, c->heads, qk_scale, NULL));
+        IPVG_TRY(
+            ipvg_attention(ex, &away, q, &words->nag_k, &words->nag_v, c->heads, qk_scale, NULL, words->nag_repeat));
         IPVG_TRY(ipvg_nag(ex, h, h, &away, nag->scale, nag->tau, nag->alpha));
     }
     IPVG_TRY(ipvg_dit_linear_run(ex, q, h, &a->o, IPVG_ACT_NONE));

@@ -46,7 +46,8 @@ struct ipvg_dit {
 
 struct ipvg_dit_text {
     const ipvg_dit *dit;
-    ipvg_tensor kv; /* (layers + n_vace, 2, text_len, D): cross-attention keys and values of each block */
+    ipvg_tensor kv; /* (layers + n_vace, 2, rows, D): cross-attention keys and values of each block */
+    int64_t repeat; /* how often the last row counts, as the padding of the reference up to text_len */
 };
 
 struct ipvg_dit_context {
@@ -81,9 +82,10 @@ typedef struct ipvg_dit_given {
 
 /* What its cross-attention reads. */
 typedef struct ipvg_dit_words {
-    ipvg_tensor k, v;         /* (text_len, D): of the text */
-    const ipvg_dit_nag *nag;  /* NULL: none */
-    ipvg_tensor nag_k, nag_v; /* (text_len, D): of its text */
+    ipvg_tensor k, v;           /* (rows, D): of the text */
+    const ipvg_dit_nag *nag;    /* NULL: none */
+    ipvg_tensor nag_k, nag_v;   /* (rows, D): of its text */
+    int64_t repeat, nag_repeat; /* how often each last row counts */
 } ipvg_dit_words;
 
 /* Brings a block's weights to the backend's memory, but those that come before and after it. */

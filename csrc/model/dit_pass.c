@@ -45,11 +45,14 @@ bool ipvg_dit_hint_counts(const ipvg_dit_pass *p, int b, int n)
 /* The keys and values that block i reads. */
 static ipvg_dit_words words_of(const ipvg_dit_branch *branch, int i)
 {
-    ipvg_dit_words words = {.k = ipvg_dit_text_part(branch->text, i, 0), .v = ipvg_dit_text_part(branch->text, i, 1)};
+    ipvg_dit_words words = {.k = ipvg_dit_text_part(branch->text, i, 0),
+                            .v = ipvg_dit_text_part(branch->text, i, 1),
+                            .repeat = branch->text->repeat};
     if (!branch->nag.text) return words;
     words.nag = &branch->nag;
     words.nag_k = ipvg_dit_text_part(branch->nag.text, i, 0);
     words.nag_v = ipvg_dit_text_part(branch->nag.text, i, 1);
+    words.nag_repeat = branch->nag.text->repeat;
     return words;
 }
 

@@ -240,7 +240,7 @@ static ipvg_status self_attention(ipvg_exec *ex, ipvg_tensor *x, ipvg_tensor *h,
     IPVG_TRY(products(ex, qkv, 3, h, &b->qkv, (const ipvg_tensor *[]){&b->q, &b->k, &b->v}));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &o, ex->be->activation, 2, shape));
     /* Scale 1: T5 folds 1/sqrt(d) into its weights. */
-    IPVG_TRY(ipvg_attention(ex, &o, &qkv[0], &qkv[1], &qkv[2], m->config.heads, 1.0f, &bias));
+    IPVG_TRY(ipvg_attention(ex, &o, &qkv[0], &qkv[1], &qkv[2], m->config.heads, 1.0f, &bias, 1));
     IPVG_TRY(ipvg_linear(ex, h, &o, &b->o, NULL, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gate_residual(ex, x, h, NULL));
 done:

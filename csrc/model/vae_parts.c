@@ -194,7 +194,7 @@ static ipvg_status attend(ipvg_exec *ex, ipvg_tensor *x, const middle *m)
     IPVG_TRY(ipvg_linear_exact(ex, &qkv, &input, &m->weights->qkv.w, &m->weights->qkv.b, IPVG_ACT_NONE));
     ipvg_tensor q = ipvg_tensor_columns(&qkv, 0, c), k = ipvg_tensor_columns(&qkv, c, c),
                 v = ipvg_tensor_columns(&qkv, 2 * c, c);
-    IPVG_TRY(ipvg_attention(ex, &o, &q, &k, &v, 1, (float)(1.0 / sqrt((double)c)), NULL));
+    IPVG_TRY(ipvg_attention(ex, &o, &q, &k, &v, 1, (float)(1.0 / sqrt((double)c)), NULL, 1));
     IPVG_TRY(ipvg_linear_exact(ex, &input, &o, &m->weights->proj.w, &m->weights->proj.b, IPVG_ACT_NONE));
     IPVG_TRY(ipvg_gate_residual(ex, &rows, &input, NULL));
 done:

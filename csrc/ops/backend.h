@@ -77,7 +77,7 @@ struct ipvg_backend {
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                           const ipvg_tensor *b, ipvg_act act, bool exact);
     ipvg_status (*attention)(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                             const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+                             const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat);
     ipvg_status (*norm_modulate)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
                                  const ipvg_tensor *scale, float eps);
     ipvg_status (*layer_norm)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,

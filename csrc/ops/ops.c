@@ -57,15 +57,18 @@ ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *
 }
 
 ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat)
 {
     NEED(q->ndim == 2 && heads > 0 && q->shape[1] % heads == 0, "attention", "q", q, "(Lq, heads * d)");
     NEED(IS(k, -1, q->shape[1]) && k->shape[0] > 0, "attention", "k", k, "(Lk > 0, columns of q)");
     NEED(IS(v, k->shape[0], q->shape[1]), "attention", "v", v, "the shape of k");
     NEED(IS(o, q->shape[0], q->shape[1]), "attention", "o", o, "the shape of q");
     NEED(!bias || IS(bias, heads, q->shape[0] + k->shape[0] - 1), "attention", "bias", bias, "(heads, Lq + Lk - 1)");
+    if (repeat < 1)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "attention: the last key counts %lld times, expected 1 or more",
+                         (long long)repeat);
     NEED_OP(attention, "attention");
-    return ex->be->attention(ex, o, q, k, v, heads, scale, bias);
+    return ex->be->attention(ex, o, q, k, v, heads, scale, bias, repeat);
 }
 
 ipvg_status ipvg_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,

@@ -20,9 +20,10 @@ ipvg_status ipvg_linear_exact(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *
                               const ipvg_tensor *b, ipvg_act act);
 
 /* o (Lq, H*d) = softmax(scale q k^T + bias) v, for each of H heads; q (Lq, H*d), k and v (Lk, H*d).
- * bias: NULL, or float32 (H, Lq + Lk - 1): entry [h][key - query + Lq - 1], the relative position bias of T5. */
+ * bias: NULL, or float32 (H, Lq + Lk - 1): entry [h][key - query + Lq - 1], the relative position bias of T5.
+ * repeat >= 1: how many keys the last one stands for, all with its key and value. */
 ipvg_status ipvg_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+                           const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat);
 
 /* y (L, D) = LN(x (L, D)) * (1 + scale (D)) + shift (D): layer norm without affine part, then modulation. This and the next
  * two results may be E4M3. */

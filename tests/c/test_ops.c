@@ -130,34 +130,37 @@ static void test_linear(int l, int k, int n)
     free(x.data), free(w.data), free(b.data), free(y.data);
 }
 
-static void test_attention(int heads, int d, int lq, int lk, bool biased)
+/* The reference reads the last key `repeat` times. */
+static void test_attention(int heads, int d, int lq, int lk, bool biased, int repeat)
 {
+    const int keys = lk + repeat - 1;
     float scale = biased ? 1.f : 1.f / sqrtf((float)d),
           loud = pick(0, 1) ? 1.f : 30.f; /* loud: softmax nearly one-hot */
     ipvg_tensor q = matrix(lq, heads * d, pick(0, 4), true), k = matrix(lk, heads * d, pick(0, 4), true),
                 v = matrix(lk, heads * d, pick(0, 4), true), o = matrix(lq, heads * d, pick(0, 4), false),
                 bias = matrix(heads, lq + lk - 1, 0, true);
-    double *p = malloc((size_t)lk * sizeof(double));
+    double *p = malloc((size_t)keys * sizeof(double));
     error e = {0, 0};
     for (int64_t i = 0; i < lq * q.ld; i++) ((float *)q.data)[i] *= loud;
-    RUN(ipvg_attention(&ex, &o, &q, &k, &v, heads, scale, biased ? &bias : NULL));
+    RUN(ipvg_attention(&ex, &o, &q, &k, &v, heads, scale, biased ? &bias : NULL, repeat));
     for (int h = 0; h < heads; h++)
         for (int r = 0; r < lq; r++) {
             double high = -INFINITY, sum = 0;
-            for (int c = 0; c < lk; c++) {
+            for (int c = 0; c < keys; c++) {
+                const int key = c < lk ? c : lk - 1;
                 p[c] = 0;
-                for (int i = 0; i < d; i++) p[c] += (double)at(&q, r, h * d + i) * at(&k, c, h * d + i);
-                p[c] = p[c] * scale + (biased ? at(&bias, h, c - r + lq - 1) : 0);
+                for (int i = 0; i < d; i++) p[c] += (double)at(&q, r, h * d + i) * at(&k, key, h * d + i);
+                p[c] = p[c] * scale + (biased ? at(&bias, h, key - r + lq - 1) : 0);
                 high = fmax(high, p[c]);
             }
-            for (int c = 0; c < lk; c++) sum += p[c] = exp(p[c] - high);
+            for (int c = 0; c < keys; c++) sum += p[c] = exp(p[c] - high);
             for (int i = 0; i < d; i++) {
                 double s = 0;
-                for (int c = 0; c < lk; c++) s += p[c] * at(&v, c, h * d + i);
+                for (int c = 0; c < keys; c++) s += p[c] * at(&v, c < lk ? c : lk - 1, h * d + i);
                 add(&e, at(&o, r, h * d + i), s / sum);
             }
         }
-    judge(biased ? "attention, relative bias" : "attention", e, 1e-5);
+    judge(repeat > 1 ? "attention, a key repeated" : biased ? "attention, relative bias" : "attention", e, 1e-5);
     check_padding("attention", &o);
     free(p), free(q.data), free(k.data), free(v.data), free(o.data), free(bias.data);
 }
@@ -328,7 +331,10 @@ static void test_refusals(void)
         failures++, puts("FAIL linear: shape of y");
     if (ipvg_linear(&ex, &y, &x, &odd, NULL, IPVG_ACT_NONE) != IPVG_E_TYPE)
         failures++, puts("FAIL linear: float64 weight");
-    if (ipvg_attention(&ex, &x, &x, &x, &x, 3, 1.f, NULL) != IPVG_E_ARGUMENT) failures++, puts("FAIL attention: heads");
+    if (ipvg_attention(&ex, &x, &x, &x, &x, 3, 1.f, NULL, 1) != IPVG_E_ARGUMENT)
+        failures++, puts("FAIL attention: heads");
+    if (ipvg_attention(&ex, &x, &x, &x, &x, 2, 1.f, NULL, 0) != IPVG_E_ARGUMENT)
+        failures++, puts("FAIL attention: a last key that counts not at all");
     free(x.data), free(y.data), free(w.data);
 }
 
@@ -339,7 +345,7 @@ static void all(int rounds)
     for (int i = 0; i < rounds; i++) {
         ctx.threads = pick(1, 3);
         test_linear(pick(1, 70), pick(1, 300), pick(1, 90));
-        test_attention(pick(1, 3), pick(1, 70), pick(1, 150), pick(1, 300), pick(0, 1));
+        test_attention(pick(1, 3), pick(1, 70), pick(1, 150), pick(1, 300), pick(0, 1), pick(0, 1) ? 1 : pick(2, 500));
         test_norms(pick(1, 9), pick(1, 5), 2 * pick(1, 70));
         test_elementwise(pick(1, 20), pick(1, 70));
         test_layout(pick(1, 7), pick(1, 3), pick(1, 4), pick(1, 5));
@@ -348,8 +354,10 @@ static void all(int rounds)
     ctx.threads = 2;
     test_linear(130, 700, 1100); /* beyond one panel and one block of every loop */
     test_linear(1, 1536, 400);
-    test_attention(2, 128, 100, 700, false);
-    test_attention(4, 64, 200, 200, true);
+    test_attention(2, 128, 100, 700, false, 1);
+    test_attention(2, 128, 100, 512, false, 9); /* the last key ends a block */
+    test_attention(2, 128, 100, 513, false, 300);
+    test_attention(4, 64, 200, 200, true, 1);
     test_norms(3, 4, 128);
     test_halves();
     test_refusals();

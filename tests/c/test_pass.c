@@ -29,11 +29,12 @@ static ipvg_status counted_linear(ipvg_exec *e, ipvg_tensor *y, const ipvg_tenso
 }
 
 static ipvg_status counted_attention(ipvg_exec *e, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                                     const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+                                     const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias,
+                                     int64_t repeat)
 {
     *(k->shape[0] == q->shape[0] ? &seen.self : &seen.cross) += 1;
     seen.flops += 4. * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];
-    return cpu->attention(e, o, q, k, v, heads, scale, bias);
+    return cpu->attention(e, o, q, k, v, heads, scale, bias, repeat);
 }
 
 /* ---- models: each names the first tensor that it misses, with its shape, so that the list makes itself ---- */
@@ -76,7 +77,7 @@ static const ipvg_dit_config small = {.dim = 16,
                                       .out_dim = C,
                                       .vace_in_dim = 6,
                                       .freq_dim = 8,
-                                      .text_len = 7,
+                                      .text_len = 19,
                                       .text_dim = 12,
                                       .eps = 1e-6f,
                                       .n_vace = VACE,
@@ -297,7 +298,7 @@ static void what_it_saves(void)
     ipvg_dit_text text[2];
     ipvg_dit_context context[2];
     for (int i = 0; i < 2; i++) {
-        text[i] = (ipvg_dit_text){dit, ipvg_tensor_of(NULL, IPVG_F32, 45, 2, 512, 1536)};
+        text[i] = (ipvg_dit_text){dit, ipvg_tensor_of(NULL, IPVG_F32, 45, 2, 512, 1536), 1};
         context[i] = (ipvg_dit_context){.dit = dit, .frames = 22, .height = 60, .width = 104};
         context[i].tokens = ipvg_tensor_of(NULL, IPVG_F32, 34320, 1536);
         context[i].rope = ipvg_tensor_of(NULL, IPVG_F32, 34320, 64, 2);

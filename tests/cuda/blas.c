@@ -58,7 +58,7 @@ static bool takes(const ipvg_gemm *g, const ipvg_gemm_data *d)
 {
     if (g->in != IPVG_E4M3) return !d->scale_x && !d->scale_w;
     const uintptr_t all = (uintptr_t)d->x | (uintptr_t)d->w | (uintptr_t)d->y;
-    return d->scale_x && d->scale_w && g->out == IPVG_BF16 && g->batch == 1 && !g->upright && !g->gelu &&
+    return d->scale_x && d->scale_w && g->out == IPVG_BF16 && g->batch == 1 && !g->upright &&
            (g->k | g->n | g->ldx | g->ldw | 2 * g->ldy | (int64_t)all) % 16 == 0;
 }
 

@@ -188,11 +188,11 @@ static both make_e4m3(const both *like)
     return q;
 }
 
-/* x in E4M3, or in 16 bits and quantised on the way; y in 16 bits, or in E4M3 behind an activation. `offset`: inputs of one
- * sign, as behind GELU, whose sums are long. */
-static void test_linear_e4m3(int64_t rows, int64_t n, int64_t k)
+/* x in E4M3, or in 16 bits and quantised on the way; y in 16 bits, or (wanted) in E4M3 behind an activation. `offset`: inputs
+ * of one sign, as behind GELU, whose sums are long. */
+static void test_linear_e4m3(int64_t rows, int64_t n, int64_t k, bool wanted)
 {
-    const bool given = pick(0, 1), wanted = pick(0, 1), biased = pick(0, 1), offset = pick(0, 1);
+    const bool given = pick(0, 1), biased = pick(0, 1), offset = pick(0, 1);
     const ipvg_act act = wanted ? IPVG_ACT_GELU_TANH : IPVG_ACT_NONE;
     both w = MAKE(IPVG_BF16, 0, 1, n, k), b = MAKE(IPVG_BF16, 0, 1, n), y = MAKE(IPVG_BF16, pick(0, 1) * 8, 0, rows, n);
     middle = offset ? 1 : 0;
@@ -237,13 +237,18 @@ static void test_attention(int heads, int64_t d, int64_t lq, int64_t lk)
     const ipvg_dtype dtype = gpu.be->activation;
     const int64_t width = heads * d, pad = pick(0, 1) * 2 * width; /* as columns of one product */
     const bool biased = pick(0, 1);
+    const int64_t repeat = pick(0, 1) ? 1 : pick(2, 500);
     both q = MAKE(dtype, pad, 1, lq, width), k = MAKE(dtype, pad, 1, lk, width), v = MAKE(dtype, pad, 1, lk, width);
     both o = MAKE(dtype, 0, 0, lq, width), bias = MAKE(IPVG_F32, 0, 2, heads, lq + lk - 1);
     const float scale = 1 / sqrtf((float)d);
-    RUN(cpu, ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL));
-    RUN(gpu,
-        ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale, biased ? &bias.device : NULL));
-    judge(biased ? "attention with a bias" : "attention", &o, is_half() ? 5e-3 : 1e-5);
+    RUN(cpu,
+        ipvg_attention(&cpu, &o.host, &q.host, &k.host, &v.host, heads, scale, biased ? &bias.host : NULL, repeat));
+    RUN(gpu, ipvg_attention(&gpu, &o.device, &q.device, &k.device, &v.device, heads, scale,
+                            biased ? &bias.device : NULL, repeat));
+    judge(repeat > 1 ? "attention with a key repeated"
+          : biased   ? "attention with a bias"
+                     : "attention",
+          &o, is_half() ? 5e-3 : 1e-5);
     release(&q), release(&k), release(&v), release(&o), release(&bias);
 }
 
@@ -372,12 +377,12 @@ static void test_all(ipvg_dtype dtype, int rounds)
         test_attention(pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
         test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
         test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
-        if (dtype == IPVG_E4M3) test_linear_e4m3(pick(1, 40), 16 * pick(1, 9), 16 * pick(1, 9));
+        if (dtype == IPVG_E4M3) test_linear_e4m3(pick(1, 40), 16 * pick(1, 9), 16 * pick(1, 9), pick(0, 1));
     }
     if (dtype == IPVG_E4M3) {
         static const int64_t of_models[] = {1536, 8960, 5120, 13824};
-        for (int i = 0; i < 16; i++) test_linear_e4m3(pick(1, 40), 64, of_models[i % 4]);
-        for (int i = 0; i < 4; i++) test_linear_e4m3(20000 + pick(0, 300), 16, 32); /* in parts */
+        for (int i = 0; i < 16; i++) test_linear_e4m3(pick(1, 40), 64, of_models[i % 4], pick(0, 1));
+        test_linear_e4m3(20000 + pick(0, 300), 16, 32, true); /* in parts */
         test_refusals_e4m3();
     }
     test_copies();

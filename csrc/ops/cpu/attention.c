@@ -17,7 +17,7 @@ typedef struct job {
     const ipvg_tensor *q, *k, *v, *bias;
     ipvg_tensor *o;
     int64_t lq, lk, d, wide; /* wide: d rounded up to whole tiles */
-    float scale;
+    float scale, last;       /* last: what the last key's scores get on top */
 } job;
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -60,6 +60,8 @@ static void attend(const job *j, const float *packed, float *scratch, int64_t he
             const float *b = at(j->bias, head, key - (first + r) + j->lq - 1);
             for (int64_t c = 0; c < keys; c++) s[r * lds + c] += b[c];
         }
+        if (key + keys == j->lk && j->last != 0.f)
+            for (int64_t r = 0; r < rows; r++) s[r * lds + keys - 1] += j->last;
         loops->softmax_step(s, max, sum, sums, rows, keys, j->wide, lds);
         loops->weighted(sums, s, packed + keys_size(j) + key * j->wide, rows, keys, j->wide, lds);
     }
@@ -68,7 +70,7 @@ static void attend(const job *j, const float *packed, float *scratch, int64_t he
 }
 
 ipvg_status ipvg_cpu_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                               const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+                               const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat)
 {
     const ipvg_tensor *const all[] = {q, k, v, o, bias};
     static const char *const names[] = {"q", "k", "v", "o", "bias"};
@@ -79,6 +81,7 @@ ipvg_status ipvg_cpu_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor 
     ipvg_status status;
 
     j.lq = q->shape[0], j.lk = k->shape[0], j.d = q->shape[1] / heads;
+    j.last = logf((float)repeat); /* repeat e^s = e^(s + log repeat) */
     j.wide = round_up(j.d, j.loops->tile_columns);
     const int64_t q_blocks = (j.lq + QUERIES - 1) / QUERIES, k_blocks = (j.lk + KEYS - 1) / KEYS;
     const int64_t per_head = keys_size(&j) + values_size(&j), per_thread = thread_size(&j);

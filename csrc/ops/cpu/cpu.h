@@ -25,7 +25,7 @@ ipvg_status ipvg_cpu_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x,
                             const ipvg_tensor *b, ipvg_act act, bool exact);
 /* attention.c */
 ipvg_status ipvg_cpu_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                               const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+                               const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat);
 /* rows.c */
 ipvg_status ipvg_cpu_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
                                    const ipvg_tensor *scale, float eps);

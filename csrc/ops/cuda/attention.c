@@ -1,5 +1,6 @@
 /* Attention: cuDNN's fused one for 16-bit without a bias; else scores, softmax, values as three steps over as many queries at
- * a time as SCORES allows: float32 (cuDNN has no fused one), umT5's position bias, head sizes that cuDNN does not take. */
+ * a time as SCORES allows: float32 (cuDNN has no fused one), umT5's position bias, a last key that counts several times, head
+ * sizes that cuDNN does not take. */
 #include "blas.h"
 #include "dnn.h"
 
@@ -8,7 +9,7 @@
 typedef struct job {
     ipvg_tensor *o;
     const ipvg_tensor *q, *k, *v, *bias;
-    int64_t heads, d;
+    int64_t heads, d, repeat;
     float scale;
 } job;
 
@@ -30,7 +31,7 @@ static ipvg_status fused(ipvg_exec *ex, const job *j, bool *done)
     ipvg_status status;
 
     *done = false;
-    if (j->bias || j->q->dtype == IPVG_F32 || j->d % 8) return IPVG_OK;
+    if (j->bias || j->repeat > 1 || j->q->dtype == IPVG_F32 || j->d % 8) return IPVG_OK;
     status = ipvg_dnn_sdpa_workspace(ex, &bytes, &s);
     if (status == IPVG_E_UNSUPPORTED) return IPVG_OK;
     if (status != IPVG_OK) return status;
@@ -73,10 +74,10 @@ static ipvg_status part(ipvg_exec *ex, const job *j, void *scores, void *weights
     const ipvg_gemm_data of_product = {.y = scores, .x = at(j->q, first, column), .w = at(j->k, 0, column)};
     IPVG_TRY(ipvg_blas_gemm(ex, &product, 1.f, &of_product));
     if (j->bias) bias = (ipvg_k_array){at(j->bias, head, 0), IPVG_K_F32, j->bias->ld};
-    IPVG_TRY(ipvg_cuda_check(
-        ex->ctx,
-        ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0], ipvg_cuda_of(ex)->stream),
-        "softmax"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx,
+                             ipvg_k_softmax(p, s, bias, j->scale, (int)heads, rows, lk, first, j->q->shape[0],
+                                            j->repeat, ipvg_cuda_of(ex)->stream),
+                             "softmax"));
     const ipvg_gemm sum = {.rows = rows,
                            .n = d,
                            .k = lk,
@@ -99,19 +100,20 @@ done:
 static ipvg_status in_steps(ipvg_exec *ex, const job *j)
 {
     const int64_t lq = j->q->shape[0], lk = j->k->shape[0], row = lk * (int64_t)sizeof(float);
+    const int64_t all = j->heads * lq * row, most = SCORES > row ? SCORES : row, bytes = all < most ? all : most;
     size_t mark = ipvg_arena_mark(ex->arena);
-    /* Whole heads if one fits, else part of the queries of one. */
-    int64_t heads = SCORES / (lq * row), rows = lq;
+    /* Whole heads if one fits, else part of the queries of one. `bytes` may be more than they fill, so that fewer keys never
+     * take more memory. */
+    int64_t heads = bytes / (lq * row), rows = lq;
     void *scores, *weights;
     ipvg_status status;
 
-    if (heads > j->heads) heads = j->heads;
-    if (heads < 1) heads = 1, rows = SCORES / row > 1 ? SCORES / row : 1;
-    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &scores, (size_t)(heads * rows * row)));
+    if (heads < 1) heads = 1, rows = bytes / row;
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &scores, (size_t)bytes));
     weights = scores;
     if (j->q->dtype != IPVG_F32)
-        IPVG_TRY(
-            ipvg_arena_alloc(ex->ctx, ex->arena, &weights, (size_t)(heads * rows * lk) * ipvg_dtype_size(j->q->dtype)));
+        IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &weights,
+                                  (size_t)bytes / sizeof(float) * ipvg_dtype_size(j->q->dtype)));
     if (ipvg_planning(ex)) goto done;
     for (int64_t head = 0; head < j->heads; head += heads)
         for (int64_t first = 0; first < lq; first += rows)
@@ -123,10 +125,17 @@ done:
 }
 
 ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias)
+                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat)
 {
-    const job j = {
-        .o = o, .q = q, .k = k, .v = v, .bias = bias, .heads = heads, .d = q->shape[1] / heads, .scale = scale};
+    const job j = {.o = o,
+                   .q = q,
+                   .k = k,
+                   .v = v,
+                   .bias = bias,
+                   .heads = heads,
+                   .d = q->shape[1] / heads,
+                   .repeat = repeat,
+                   .scale = scale};
     bool did;
     ipvg_status status;
 

@@ -61,14 +61,12 @@ ipvg_status ipvg_cuda_settle(ipvg_exec *ex);
 ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
 /* The same of a result that may be E4M3 too: its scales are t->scale. */
 ipvg_status ipvg_cuda_result(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
-/* y (L, D) E4M3 = act(x (L, D)). */
-ipvg_status ipvg_cuda_quantise(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, ipvg_act act);
 
 /* linear.c, attention.c, conv.c, rows.c: the table's entries, see ../ops.h */
 ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                              const ipvg_tensor *b, ipvg_act act, bool exact);
 ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor *q, const ipvg_tensor *k,
-                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias);
+                                const ipvg_tensor *v, int heads, float scale, const ipvg_tensor *bias, int64_t repeat);
 ipvg_status ipvg_cuda_norm_modulate(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *shift,
                                     const ipvg_tensor *scale, float eps);
 ipvg_status ipvg_cuda_layer_norm(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,

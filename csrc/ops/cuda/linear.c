@@ -3,10 +3,10 @@
  * tanh form, below half a bfloat16 but not below float32's own error. SiLU and float32's GELU follow in a kernel. */
 #include "blas.h"
 
-#define PART_ROWS 8192 /* of a result that is quantised, at most */
+#define PART_ROWS 8192 /* of a 16-bit result that is quantised next: whole tiles of products, aligned scales */
 
-static ipvg_status product(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
-                           const ipvg_tensor *b, bool gelu)
+static ipvg_status multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                            const ipvg_tensor *b, bool gelu)
 {
     const ipvg_gemm g = {.rows = x->shape[0],
                          .n = w->shape[0],
@@ -38,13 +38,26 @@ done:
     return status;
 }
 
-/* y E4M3 = act(x w^T + b), rows at a time: a row's scale is known when its 16-bit form is, and that is as large as twice y. */
+/* y, float32 or 16-bit. */
+static ipvg_status product(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
+                           const ipvg_tensor *b, ipvg_act act)
+{
+    const bool gelu = act == IPVG_ACT_GELU_TANH && y->dtype != IPVG_F32;
+    ipvg_status status = IPVG_OK;
+
+    if (ipvg_planning(ex) || y->shape[0] == 0) goto done;
+    IPVG_TRY(multiply(ex, y, x, w, b, gelu));
+    IPVG_TRY(activate(ex, y, gelu ? IPVG_ACT_NONE : act));
+done:
+    return status;
+}
+
+/* y E4M3, rows at a time: a row's scale is known when its 16-bit form is, and that is as large as twice y. What act gave is
+ * rounded to 16 bits first, which adds a 500th to what the rounding to E4M3 is off by. */
 static ipvg_status product_to_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                                    const ipvg_tensor *b, ipvg_act act)
 {
-    const int64_t rows = y->shape[0], parts = (rows + PART_ROWS - 1) / PART_ROWS;
-    const int64_t even = parts ? ((rows + parts - 1) / parts + 127) / 128 * 128 : 0; /* whole tiles, aligned scales */
-    const int64_t shape[] = {even < rows ? even : rows, y->shape[1]};
+    const int64_t rows = y->shape[0], shape[] = {rows < PART_ROWS ? rows : PART_ROWS, y->shape[1]};
     ipvg_tensor half;
     ipvg_status status;
 
@@ -54,8 +67,8 @@ static ipvg_status product_to_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_ten
         count = rows - first < shape[0] ? rows - first : shape[0];
         ipvg_tensor in = ipvg_tensor_slice(x, first, count), mid = ipvg_tensor_slice(&half, 0, count);
         ipvg_tensor out = ipvg_tensor_slice(y, first, count);
-        IPVG_TRY(product(ex, &mid, &in, w, b, false));
-        IPVG_TRY(ipvg_cuda_quantise(ex, &out, &mid, act));
+        IPVG_TRY(product(ex, &mid, &in, w, b, act));
+        IPVG_TRY(ipvg_cuda_cast(ex, &out, &mid));
     }
 done:
     return status;
@@ -77,14 +90,12 @@ static ipvg_status linear_e4m3(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor 
         return ipvg_fail(ex->ctx, IPVG_E_TYPE, "linear: fp8 gives bfloat16 or fp8 and takes a bias in bfloat16");
     if (x->dtype != IPVG_E4M3) {
         IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &in, IPVG_E4M3, 2, x->shape));
-        IPVG_TRY(ipvg_cuda_quantise(ex, &in, x, IPVG_ACT_NONE));
+        IPVG_TRY(ipvg_cuda_cast(ex, &in, x));
     }
-    if (y->dtype == IPVG_E4M3) {
+    if (y->dtype == IPVG_E4M3)
         IPVG_TRY(product_to_e4m3(ex, y, &in, w, b, act));
-    } else if (!ipvg_planning(ex) && y->shape[0]) {
-        IPVG_TRY(product(ex, y, &in, w, b, false));
-        IPVG_TRY(activate(ex, y, act));
-    }
+    else
+        IPVG_TRY(product(ex, y, &in, w, b, act));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
@@ -93,7 +104,6 @@ done:
 ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                              const ipvg_tensor *b, ipvg_act act, bool exact)
 {
-    const bool gelu = act == IPVG_ACT_GELU_TANH && y->dtype != IPVG_F32;
     ipvg_k_array unused;
     ipvg_status status;
 
@@ -104,9 +114,7 @@ ipvg_status ipvg_cuda_linear(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x
                          ipvg_dtype_name(x->dtype), ipvg_dtype_name(w->dtype), ipvg_dtype_name(y->dtype),
                          b ? ipvg_dtype_name(b->dtype) : "of none");
     IPVG_TRY(ipvg_cuda_array(ex, &unused, "linear", y));
-    if (ipvg_planning(ex) || y->shape[0] == 0) goto done;
-    IPVG_TRY(product(ex, y, x, w, b, gelu));
-    IPVG_TRY(activate(ex, y, gelu ? IPVG_ACT_NONE : act));
+    IPVG_TRY(product(ex, y, x, w, b, act));
 done:
     return status;
 }

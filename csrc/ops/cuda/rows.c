@@ -154,27 +154,17 @@ done:
     return status;
 }
 
-ipvg_status ipvg_cuda_quantise(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, ipvg_act act)
-{
-    ipvg_k_array to, from;
-    ipvg_status status;
-    RESULT(&to, "quantise", y);
-    ARRAY(&from, "quantise", x);
-    if (ipvg_planning(ex)) goto done;
-    LAUNCH("quantise", ipvg_k_quantise_rows(to, y->scale, from, (ipvg_k_act)act, x->shape[0], x->shape[1], stream(ex)));
-done:
-    return status;
-}
-
 ipvg_status ipvg_cuda_cast(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
 {
     ipvg_k_array to, from;
     ipvg_status status;
-    if (y->dtype == IPVG_E4M3) return ipvg_cuda_quantise(ex, y, x, IPVG_ACT_NONE);
-    ARRAY(&to, "cast", y);
+    RESULT(&to, "cast", y);
     ARRAY(&from, "cast", x);
     if (ipvg_planning(ex)) goto done;
-    LAUNCH("cast", ipvg_k_cast(to, from, ipvg_tensor_rows(x), x->ndim ? x->shape[x->ndim - 1] : 1, stream(ex)));
+    if (y->dtype == IPVG_E4M3)
+        LAUNCH("cast", ipvg_k_quantise_rows(to, y->scale, from, x->shape[0], x->shape[1], stream(ex)));
+    else
+        LAUNCH("cast", ipvg_k_cast(to, from, ipvg_tensor_rows(x), x->ndim ? x->shape[x->ndim - 1] : 1, stream(ex)));
 done:
     return status;
 }
