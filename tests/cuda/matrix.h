@@ -227,7 +227,7 @@ static inline void judge_e4m3(const char *name, matrix *m, const float *scale, c
 }
 
 /* Exactly these numbers. */
-static void judge_equal(const char *name, matrix *m, const float *want)
+static inline void judge_equal(const char *name, matrix *m, const float *want)
 {
     get(name, m);
     for (int64_t k = 0; k < m->rows * m->d; k++)
