@@ -14,6 +14,7 @@
 #define ROWS (16 * TALL)  /* queries of a strip */
 #define PART 64           /* keys that are scored together */
 #define WARPS 8           /* at most */
+#define MOST (1 << 30)    /* queries, keys */
 #define LOG2E 1.44269504f /* scores are powers of 2 */
 #define STALE 8.f         /* the maximum may lag behind by a factor of 2^8: sums have the same relative error */
 
@@ -21,17 +22,14 @@ struct attention_job {
     array o, q, k, v, bias;
     float scale; /* times LOG2E */
     float more;  /* log2 of what the last key counts */
-    int heads;
-    int64_t lq, lk, strips;
-    int parts, slots, shares;
+    int heads, lq, lk, strips, parts;
+    int slots;  /* parts that have a place */
+    int shares; /* blocks of a head */
 };
 
-/* One part's bytes: PART rows of keys, then of values. */
-template <int D>
-constexpr int part_bytes = 2 * PART *D * 2;
-
-template <int D>
-constexpr int strip_bytes = ROWS *D * 2;
+/* In shared memory: a warp's queries; PART rows of keys, then of values. */
+__host__ __device__ constexpr int strip_bytes(int d) { return ROWS * d * 2; }
+__host__ __device__ constexpr int part_bytes(int d) { return 2 * PART * d * 2; }
 
 /* What a warp has of a strip of queries. [i][h]: rows 16 i + 8 h + lane / 4, of which four lanes hold the columns. */
 template <int D>
@@ -47,29 +45,25 @@ __device__ inline const __nv_bfloat16 *row_of(const array &x, int64_t row, int c
 
 /* `rows` rows of D columns, from row `first` on, by `count` threads; those from `end` on are zeros. */
 template <int D>
-__device__ inline void bring(shared_at to, const array &x, int column, int64_t first, int64_t end, int rows, int thread,
+__device__ inline void bring(shared_at to, const array &x, int column, int first, int end, int rows, int thread,
                              int count)
 {
     constexpr int pieces = D / 8;
-#pragma unroll 1
-    for (int i = thread; i < rows * pieces; i += count) {
-        const int row = i / pieces, piece = i % pieces;
-        const bool there = first + row < end;
-        copy_piece(to + tile_piece<D>(row, piece), row_of(x, there ? first + row : 0, column + piece * 8), there);
-    }
+    const int piece = thread % pieces, step = count / pieces;
+    const int there = end - first;
+    int row = thread / pieces;
+    const __nv_bfloat16 *from = row_of(x, first + row, column + piece * 8);
+#pragma unroll 1 /* registers are short where a strip's next queries are brought */
+    for (; row < rows; row += step, from += step * x.ld) copy_piece(to + tile_piece<D>(row, piece), from, row < there);
 }
 
 /* Keys of part `p`: from, to. */
-__device__ inline int64_t part_begin(const attention_job &j, int p)
-{
-    return p ? j.lk - (int64_t)(j.parts - p) * PART : 0;
-}
+__device__ inline int part_begin(const attention_job &j, int p) { return p ? j.lk - (j.parts - p) * PART : 0; }
 
 template <int D>
 __device__ inline void bring_part(const attention_job &j, shared_at to, int column, int p)
 {
-    const int64_t begin = part_begin(j, p), end = part_begin(j, p + 1);
-    const int rows = (int)((end - begin + 15) / 16 * 16);
+    const int begin = part_begin(j, p), end = part_begin(j, p + 1), rows = (end - begin + 15) / 16 * 16;
     bring<D>(to, j.k, column, begin, end, rows, (int)threadIdx.x, (int)blockDim.x);
     bring<D>(to + PART * D * 2, j.v, column, begin, end, rows, (int)threadIdx.x, (int)blockDim.x);
 }
@@ -108,19 +102,18 @@ __device__ inline void score(float (&s)[TALL][2 * PAIRS][4], shared_at queries, 
 /* s = s scale + bias, in powers of 2. A bias depends on key - query alone: what a lane needs for its rows 8 further down is
  * what it has for the 8 keys before, so 2 (2 PAIRS + 2 TALL - 1) numbers serve all. */
 template <int PAIRS>
-__device__ inline void add_bias(float (&s)[TALL][2 * PAIRS][4], const attention_job &j, int head, int64_t query,
-                                int64_t key)
+__device__ inline void add_bias(float (&s)[TALL][2 * PAIRS][4], const attention_job &j, int head, int query, int key)
 {
     constexpr int before = 2 * TALL - 1;
     const int lane = (int)threadIdx.x % 32;
     const float *bias = (const float *)j.bias.data + head * j.bias.ld;
-    const int64_t at = key - query + j.lq - 1 - lane / 4 + lane % 4 * 2, most = j.lq + j.lk - 2;
+    const int at = key - query + j.lq - 1 - lane / 4 + lane % 4 * 2, most = j.lq + j.lk - 2;
     float w[2 * PAIRS + before][2];
 #pragma unroll
     for (int n = 0; n < 2 * PAIRS + before; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const int64_t i = at + 8 * (n - before) + e; /* of rows and keys that are not there too */
+            const int i = at + 8 * (n - before) + e; /* of rows and keys that are not there too */
             w[n][e] = bias[i < 0 ? 0 : i > most ? most : i] * LOG2E;
         }
 #pragma unroll
@@ -150,9 +143,9 @@ __device__ inline void mark_keys(float (&s)[TALL][2 * PAIRS][4], int count, floa
             }
 }
 
-/* s becomes 2^(s scale - top), with a new top if one is needed. */
+/* s becomes 2^(s scale - top), with a new top if one is needed. At first there is nothing to scale down. */
 template <int D, int PAIRS>
-__device__ inline void soften(float (&s)[TALL][2 * PAIRS][4], strip<D> &x, float scale)
+__device__ inline void soften(float (&s)[TALL][2 * PAIRS][4], strip<D> &x, float scale, bool at_first)
 {
     float most[TALL][2];
     bool late = false;
@@ -176,6 +169,7 @@ __device__ inline void soften(float (&s)[TALL][2 * PAIRS][4], strip<D> &x, float
                 const float top = fmaxf(most[i][h], x.top[i][h]), less = power_of_2(x.top[i][h] - top);
                 x.top[i][h] = top;
                 x.sum[i][h] *= less;
+                if (at_first) continue;
 #pragma unroll
                 for (int n = 0; n < D / 8; n++) x.o[i][n][2 * h] *= less, x.o[i][n][2 * h + 1] *= less;
             }
@@ -220,7 +214,7 @@ __device__ inline void gather(strip<D> &x, const float (&p)[TALL][2 * PAIRS][4],
 
 /* The quotients, each row's 16-byte pieces written whole: four lanes exchange theirs of four tiles. */
 template <int D>
-__device__ inline void finish(strip<D> &x, const attention_job &j, int column, int64_t query)
+__device__ inline void finish(strip<D> &x, const attention_job &j, int column, int query)
 {
     const int lane = (int)threadIdx.x % 32, four = lane % 4;
 #pragma unroll
@@ -231,7 +225,7 @@ __device__ inline void finish(strip<D> &x, const attention_job &j, int column, i
             sum += __shfl_xor_sync(FULL_WARP, sum, 1);
             sum += __shfl_xor_sync(FULL_WARP, sum, 2);
             const float share = 1.f / sum;
-            const int64_t row = query + 16 * i + 8 * h + lane / 4;
+            const int row = query + 16 * i + 8 * h + lane / 4;
 #pragma unroll
             for (int n = 0; n < D / 8; n += 4) {
                 unsigned w[4];
@@ -253,24 +247,23 @@ __device__ inline void finish(strip<D> &x, const attention_job &j, int column, i
         }
 }
 
-/* One part of the keys for one strip. `next`: the strip whose queries may come once these have been read for the last time;
- * or -1. */
+/* One part of the keys for the strip from `query` on. `next`: where the strip begins whose queries come once these have been
+ * read for the last time; or 0. */
 template <int D, bool BIAS, int PAIRS>
-__device__ inline void take_part(strip<D> &x, const attention_job &j, int head, int64_t query, int p, shared_at queries,
-                                 shared_at keys, int64_t next)
+__device__ inline void take_part(strip<D> &x, const attention_job &j, int head, int query, int p, shared_at queries,
+                                 shared_at keys, int next)
 {
-    const int64_t key = part_begin(j, p);
-    const int count = (int)(part_begin(j, p + 1) - key);
+    const int key = part_begin(j, p), count = part_begin(j, p + 1) - key;
     float s[TALL][2 * PAIRS][4];
     score<D, PAIRS>(s, queries, keys);
-    if (next >= 0) {
+    if (next) {
         __syncwarp();
-        bring<D>(queries, j.q, head * D, next * ROWS, j.lq, ROWS, (int)threadIdx.x % 32, 32);
+        bring<D>(queries, j.q, head * D, next, j.lq, ROWS, (int)threadIdx.x % 32, 32);
     }
     if (BIAS) add_bias<PAIRS>(s, j, head, query, key);
     if (p == j.parts - 1 || count < 16 * PAIRS) /* j.more is of what j.scale makes of it */
         mark_keys<PAIRS>(s, count, p == j.parts - 1 ? j.more : 0.f);
-    soften<D, PAIRS>(s, x, BIAS ? 1.f : j.scale);
+    soften<D, PAIRS>(s, x, BIAS ? 1.f : j.scale, p == 0);
     gather<D, PAIRS>(x, s, keys + PART * D * 2);
 }
 
@@ -279,18 +272,19 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
 {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, warps = (int)blockDim.x / 32;
     const int head = (int)(blockIdx.x % (unsigned)j.heads), share = (int)(blockIdx.x / (unsigned)j.heads);
-    const int64_t begin = j.strips * share / j.shares, end = j.strips * (share + 1) / j.shares;
-    const int first = (int)((j.lk - 1) % PART + 16) / 16; /* the odd part's width in 16 keys */
-    const shared_at queries = shared_memory() + (unsigned)(warp * strip_bytes<D>);
-    const shared_at ring = shared_memory() + (unsigned)(warps * strip_bytes<D>);
+    const int begin = (int)((int64_t)j.strips * share / j.shares),
+              end = (int)((int64_t)j.strips * (share + 1) / j.shares);
+    const int odd = ((j.lk - 1) % PART + 16) / 16; /* the first part's width in 16 keys */
+    const shared_at queries = shared_memory() + (unsigned)(warp * strip_bytes(D));
+    const shared_at ring = shared_memory() + (unsigned)(warps * strip_bytes(D));
+    shared_at keys = ring;
     bool loading = true;
-    int slot = 0;
 
     if (begin == end) return;
     if (begin + warp < end) bring<D>(queries, j.q, head * D, (begin + warp) * ROWS, j.lq, ROWS, lane, 32);
     bring_part<D>(j, ring, head * D, 0);
-    for (int64_t round = begin; round < end; round += warps) {
-        const int64_t mine = round + warp, query = mine * ROWS;
+    for (int round = begin; round < end; round += warps) {
+        const int mine = round + warp;
         const bool more_rounds = round + warps < end;
         strip<D> x;
 #pragma unroll
@@ -303,35 +297,30 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
             x.sum[i][0] = x.sum[i][1] = 0.f;
         }
         for (int p = 0; p < j.parts; p++) {
-            const shared_at keys = ring + (unsigned)(slot * part_bytes<D>);
-            const int after = slot + 1 < j.slots ? slot + 1 : 0;
+            shared_at after = keys + (unsigned)part_bytes(D);
+            if (after == ring + (unsigned)(j.slots * part_bytes(D))) after = ring;
             if (loading) { /* this part is there for all, and nobody is at the one before any more */
                 copies_wait();
                 __syncthreads();
                 if (p + 1 < j.parts || (more_rounds && j.slots < j.parts))
-                    bring_part<D>(j, ring + (unsigned)(after * part_bytes<D>), head * D, p + 1 < j.parts ? p + 1 : 0);
+                    bring_part<D>(j, after, head * D, p + 1 < j.parts ? p + 1 : 0);
             } else if (p == 0) {
                 copies_wait();
                 __syncwarp();
             }
             if (mine < end) {
-                const int64_t next = p == j.parts - 1 && mine + warps < end ? mine + warps : -1;
-                const int pairs = p ? PART / 16 : first;
-#define TAKE(PAIRS) take_part<D, BIAS, PAIRS>(x, j, head, query, p, queries, keys, next)
-                if (pairs == 4)
-                    TAKE(4);
-                else if (pairs == 3)
-                    TAKE(3);
-                else if (pairs == 2)
-                    TAKE(2);
-                else
-                    TAKE(1);
+                const int next = p == j.parts - 1 && mine + warps < end ? (mine + warps) * ROWS : 0;
+                switch (p ? PART / 16 : odd) {
+                case 4: take_part<D, BIAS, 4>(x, j, head, mine * ROWS, p, queries, keys, next); break;
+                case 3: take_part<D, BIAS, 3>(x, j, head, mine * ROWS, p, queries, keys, next); break;
+                case 2: take_part<D, BIAS, 2>(x, j, head, mine * ROWS, p, queries, keys, next); break;
+                default: take_part<D, BIAS, 1>(x, j, head, mine * ROWS, p, queries, keys, next);
+                }
             }
-            slot = after;
+            keys = after;
         }
         loading = j.slots < j.parts;
-        if (!loading) slot = 0;
-        if (mine < end) finish<D>(x, j, head * D, query);
+        if (mine < end) finish<D>(x, j, head * D, mine * ROWS);
     }
 }
 
@@ -353,12 +342,12 @@ static int start(attention_job j, int processors, int shared, void *stream)
 {
     int warps = WARPS;
     const int wanted = j.parts < 2 ? 1 : 2; /* parts that must have a place: one in use, one on its way */
-    while (warps > 4 && warps * strip_bytes<D> + wanted * part_bytes < D >> shared) warps /= 2;
-    const int room = (shared - warps * strip_bytes<D>) / part_bytes<D>;
+    while (warps > 4 && warps * strip_bytes(D) + wanted * part_bytes(D) > shared) warps /= 2;
+    const int room = (shared - warps * strip_bytes(D)) / part_bytes(D);
     if (room < wanted) return cudaErrorInvalidValue;
     j.slots = room < j.parts ? room : j.parts;
     j.shares = share_out(j.heads, j.strips, warps, processors);
-    const int bytes = warps * strip_bytes<D> + j.slots * part_bytes<D>;
+    const int bytes = warps * strip_bytes(D) + j.slots * part_bytes(D);
     const int error =
         (int)cudaFuncSetAttribute(attention_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error) return error;
@@ -369,7 +358,7 @@ int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale
                      int64_t lk, int64_t repeat, void *stream)
 {
     int device, processors, shared;
-    if (heads < 1 || (d != 64 && d != 128) || lq < 0 || lk < 1 || lk > INT32_MAX / 2 || repeat < 1 ||
+    if (heads < 1 || (d != 64 && d != 128) || lq < 0 || lq > MOST || lk < 1 || lk > MOST || repeat < 1 ||
         (d == 128 && bias.data) || !(scale > 0.f) || !all_of(IPVG_K_BF16, o, q, k, v) || !all_of(IPVG_K_F32, bias) ||
         !aligned(o, q, k, v))
         return cudaErrorInvalidValue;
@@ -382,9 +371,9 @@ int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale
                        scale * LOG2E,
                        log2f((float)repeat),
                        heads,
-                       lq,
-                       lk,
-                       ceil_div(lq, ROWS),
+                       (int)lq,
+                       (int)lk,
+                       (int)ceil_div(lq, ROWS),
                        (int)ceil_div(lk, PART),
                        0,
                        0};
