@@ -330,7 +330,7 @@ static int share_out(int heads, int64_t strips, int warps, int processors)
 {
     int64_t least = INT64_MAX;
     int best = 1;
-    for (int n = 1; n <= 64 && n <= ceil_div(strips, warps); n++) {
+    for (int n = 1; n <= 64 && n <= strips; n++) {
         const int64_t cost = ceil_div((int64_t)heads * n, processors) * (2 * ceil_div(strips, n) + warps);
         if (cost < least) least = cost, best = n;
     }
