@@ -21,7 +21,7 @@
 struct attention_job {
     array o, q, k, v, bias;
     float scale; /* times LOG2E */
-    float more;  /* log2 of what the last key counts */
+    float more;  /* to the last key's score, before it is scaled if there is no bias */
     int heads, lq, lk, strips, parts;
     int slots;  /* parts that have a place */
     int shares; /* blocks of a head */
@@ -124,7 +124,7 @@ __device__ inline void add_bias(float (&s)[TALL][2 * PAIRS][4], const attention_
             for (int e = 0; e < 4; e++) s[i][n][e] = fmaf(s[i][n][e], j.scale, w[n + before - 2 * i - e / 2][e % 2]);
 }
 
-/* Keys from `count` on count for nothing; with `last`, the one before counts 2^j.more times. */
+/* Keys from `count` on count for nothing; `more` goes to the score of the one before. */
 template <int PAIRS>
 __device__ inline void mark_keys(float (&s)[TALL][2 * PAIRS][4], int count, float more)
 {
@@ -253,7 +253,7 @@ template <int D, bool BIAS, int PAIRS>
 __device__ inline void take_part(strip<D> &x, const attention_job &j, int head, int query, int p, shared_at queries,
                                  shared_at keys, int next)
 {
-    const int key = part_begin(j, p), count = part_begin(j, p + 1) - key;
+    const int key = part_begin(j, p);
     float s[TALL][2 * PAIRS][4];
     score<D, PAIRS>(s, queries, keys);
     if (next) {
@@ -261,8 +261,8 @@ __device__ inline void take_part(strip<D> &x, const attention_job &j, int head, 
         bring<D>(queries, j.q, head * D, next, j.lq, ROWS, (int)threadIdx.x % 32, 32);
     }
     if (BIAS) add_bias<PAIRS>(s, j, head, query, key);
-    if (p == j.parts - 1 || count < 16 * PAIRS) /* j.more is of what j.scale makes of it */
-        mark_keys<PAIRS>(s, count, p == j.parts - 1 ? j.more : 0.f);
+    const bool last = p == j.parts - 1 && j.more != 0.f;
+    if (last || (p == 0 && j.lk % 16)) mark_keys<PAIRS>(s, part_begin(j, p + 1) - key, last ? j.more : 0.f);
     soften<D, PAIRS>(s, x, BIAS ? 1.f : j.scale, p == 0);
     gather<D, PAIRS>(x, s, keys + PART * D * 2);
 }
