@@ -71,6 +71,14 @@ int ipvg_k_nag(ipvg_k_array y, ipvg_k_array p, ipvg_k_array n, float scale, floa
 int ipvg_k_softmax(ipvg_k_array p, ipvg_k_array s, ipvg_k_array bias, float scale, int heads, int64_t lq, int64_t lk,
                    int64_t first, int64_t all, int64_t repeat, void *stream);
 
+/* ==== attention that keeps none: attention.cu ==== */
+
+/* o (lq, heads d) = softmax over keys of (scale q k^T + bias) v for each head: q (lq, heads d), k and v (lk, heads d), all
+ * bfloat16 with rows 16-byte aligned, d 64 or 128, scale > 0; bias: none, or with d 64 as above. The last key counts `repeat` times.
+ * Other arguments are cudaErrorInvalidValue, before anything is queued. Scores are float32, their exponentials bfloat16. */
+int ipvg_k_attention(ipvg_k_array o, ipvg_k_array q, ipvg_k_array k, ipvg_k_array v, ipvg_k_array bias, float scale,
+                     int heads, int64_t d, int64_t lq, int64_t lk, int64_t repeat, void *stream);
+
 /* ==== element by element: element.cu ==== */
 
 /* x (rows, d) += y (rows, d) * gate (d); gate none: 1. */

@@ -4,17 +4,24 @@
 
 #include "number.cuh"
 
-/* Queues kernel(args...). No <<<>>>, so that a plain C++ compiler with a stand-in for the runtime reads these files too. */
+/* Queues kernel(args...). No <<<>>>, so that a plain C++ compiler with a stand-in for the runtime reads these files too. With
+ * `shared` bytes of dynamic shared memory: of more than 48 KiB the kernel has been told. */
 template <typename... P, typename... A>
-inline int launch(void (*kernel)(P...), int64_t blocks, int threads, void *stream, A... args)
+inline int launch_shared(void (*kernel)(P...), int64_t blocks, int threads, int shared, void *stream, A... args)
 {
     if (blocks <= 0) return cudaSuccess;
     if (blocks > INT32_MAX) return cudaErrorInvalidValue;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)blocks);
     config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)shared;
     config.stream = (cudaStream_t)stream;
     return (int)cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+template <typename... P, typename... A>
+inline int launch(void (*kernel)(P...), int64_t blocks, int threads, void *stream, A... args)
+{
+    return launch_shared(kernel, blocks, threads, 0, stream, args...);
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

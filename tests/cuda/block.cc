@@ -33,6 +33,7 @@ warp warps[32];
 int count, ended, waiting, current;
 void *scheduler_pointer;
 std::vector<char *> spare;
+char *shared, *shared_end; /* dynamic shared memory lies at its end, before a guard page */
 const std::function<void()> *work;
 } // namespace
 
@@ -154,7 +155,27 @@ extern "C" uint64_t emulator_shuffle(unsigned mask, uint64_t value, int from)
     return w->value[row][from];
 }
 
+extern "C" void emulator_exchange(uint64_t value, uint64_t all[32])
+{
+    emulator_shuffle(0xffffffffu, value, 0);
+    const uint64_t *row = warps[current / 32].value[(threads[current].shuffles - 1) & 1];
+    for (int i = 0; i < 32; i++) all[i] = row[i];
+}
+
 /* ==== blocks ==== */
+
+extern "C" void *emulator_shared(void) { return shared; }
+
+static void new_shared(size_t bytes)
+{
+    if (!shared_end) {
+        const size_t room = (EMULATOR_SHARED + 4095) / 4096 * 4096;
+        char *p = (char *)mmap(NULL, room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED || mprotect(p + room, 4096, PROT_NONE)) emulator_die("no memory for shared memory");
+        shared_end = p + room;
+    }
+    shared = shared_end - (bytes + 15) / 16 * 16;
+}
 
 static void run_block(bool backwards)
 {
@@ -182,8 +203,10 @@ void run_grid(const cudaLaunchConfig_t &config, const std::function<void()> &ker
     blockDim = config.blockDim;
     count = (int)blockDim.x;
     work = &kernel;
+    new_shared(config.dynamicSmemBytes);
     for (unsigned b = 0; b < gridDim.x; b++) {
         blockIdx = {b, 0, 0};
+        memset(shared, 0xff, (size_t)(shared_end - shared));
         run_block(b & 1);
     }
 }

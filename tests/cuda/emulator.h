@@ -10,12 +10,15 @@
  *     and in the padding, looked at when it is freed and by emulator_check()
  *   - numbers that nobody wrote: fresh memory is NaN in every float format
  *   - a missing wait: a stream does nothing until somebody waits for it (an event, a copy to pageable memory, cudaFree, ...)
+ *   - the same of a block's dynamic shared memory: NaN at first, a guard page behind it
  *   - __syncthreads or shuffles that not all threads reach; threads of a block run in both orders, block by block
  * Each of these ends the process with a sentence. EMULATOR_MEMORY (bytes, default 16 GiB) limits the device's memory. */
 #ifndef IPVG_TESTS_CUDA_EMULATOR_H
 #define IPVG_TESTS_CUDA_EMULATOR_H
 
 #include <stddef.h>
+
+#define EMULATOR_SHARED (227 * 1024) /* bytes of shared memory that a block may have, as on an H100 */
 
 #ifdef __cplusplus
 extern "C" {

@@ -13,6 +13,7 @@
 # bf16      outputs in bfloat16: at most 1.5 times PyTorch's own error on the same case (tests/bfloat16.py)
 # fp8       what cuBLASLt takes of 8-bit products (fp8.c), the transformer with them (errors are printed), tests/test_fp8.py
 # rates     the transformer's own kernels beside the rate at which this GPU copies (rates.c)
+# attention cuDNN's attention, our own kernel and the three steps at the models' sizes: microseconds, errors (attention.c)
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # stream    tests/test_streaming.py: weights under a memory limit, the same bytes, and nvidia-smi's count of it (alone on the GPU)
 # memcheck, racecheck, initcheck   compute-sanitizer over ops, a small forward, a small video there and back
@@ -91,7 +92,15 @@ rates_program() {
         -o build/gpu/rates && build/gpu/rates
 }
 
-OPS="test_rows test_flat test_engine"
+attention_program() {
+    local libraries
+    libraries=$(flags cudart cublasLt cudnn) || return
+    gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wno-psabi -fopenmp tests/cuda/attention.c csrc/base/*.c csrc/ops/ops.c \
+        $(ls csrc/ops/cuda/*.c | grep -v /attention.c) build/temp.*/kernels/*.cu.o $libraries -lstdc++ -lm \
+        -o build/gpu/attention && build/gpu/attention
+}
+
+OPS="test_rows test_flat test_attention test_engine"
 ops_program() {
     local name engine libraries jobs=() status=0
     libraries=$(flags cudart cublasLt cudnn) || return
@@ -123,7 +132,7 @@ sanitizer() {
 check_ops() { run_ops 3 sanitizer "$1"; }
 check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
 check_vae() { sanitizer "$1" "$python" -m tests.cuda.parity vae stages_encode_9x16x24 stages_decode_3x16x24 --device cuda --dtype "$2"; }
-export -f plans_program fp8_program rates_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
+export -f plans_program fp8_program rates_program attention_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
 export python out OPS
 
 run() {
@@ -157,6 +166,7 @@ run() {
         gather fp8-cublas fp8-dit fp8-tests
         ;;
     rates) step rates 120 bash -c rates_program && gather rates ;;
+    attention) step attention 200 bash -c attention_program && gather attention ;;
     gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
     stream) step stream 240 "$python" -m pytest -p no:cacheprovider -s --durations=5 tests/test_streaming.py && gather stream ;;
     memcheck | racecheck | initcheck)
@@ -176,5 +186,5 @@ run() {
 }
 
 { date; nvidia-smi 2>&1 | head -n 15; "$python" --version; echo "CUDA_HOME=$CUDA_HOME DNNL_ROOT=${DNNL_ROOT:-}"; } >>"$log" 2>&1
-for name in ${*:-build error plans ops parity bf16 fp8 rates gpu stream memcheck racecheck bench}; do run "$name"; done
+for name in ${*:-build error plans ops parity bf16 fp8 rates attention gpu stream memcheck racecheck bench}; do run "$name"; done
 exit $failed

@@ -44,11 +44,11 @@ static double uniform(void)
 static int pick(int low, int high) { return low + (int)((uniform() * 0.5 + 0.5) * (high - low + 1)); }
 /* Not IPVG_K_F32: matrices are of this dtype and vectors float32, as an engine's are (`Usual` in the kernels). */
 static ipvg_k_dtype usual = IPVG_K_F32;
-static ipvg_k_dtype any_dtype(void) { return usual ? usual : (ipvg_k_dtype)pick(0, 2); }
+static inline ipvg_k_dtype any_dtype(void) { return usual ? usual : (ipvg_k_dtype)pick(0, 2); }
 static size_t size_of(ipvg_k_dtype dtype) { return dtype == IPVG_K_F32 ? 4 : dtype == IPVG_K_E4M3 ? 1 : 2; }
 
 /* A width: often odd, often one that goes 8 at a time. */
-static int width(int most) { return pick(0, 1) ? pick(1, most) : 8 * pick(1, (most + 7) / 8); }
+static inline int width(int most) { return pick(0, 1) ? pick(1, most) : 8 * pick(1, (most + 7) / 8); }
 
 typedef struct matrix {
     ipvg_k_array a;      /* on the device */
@@ -104,19 +104,22 @@ static matrix make(int64_t rows, int64_t d, int64_t ld, ipvg_k_dtype dtype, bool
 }
 
 /* Random padding and alignment. `wide`: fit for the 16-byte way if d is. */
-static matrix random_matrix(int64_t rows, int64_t d, bool wide, ipvg_k_dtype dtype, double scale, double middle)
+static inline matrix random_matrix(int64_t rows, int64_t d, bool wide, ipvg_k_dtype dtype, double scale, double middle)
 {
     return make(rows, d, d + (wide ? 8 * pick(0, 2) : pick(0, 5)), dtype, wide, true, scale, middle);
 }
-static matrix result(int64_t rows, int64_t d, bool wide, ipvg_k_dtype dtype)
+static inline matrix result(int64_t rows, int64_t d, bool wide, ipvg_k_dtype dtype)
 {
     return make(rows, d, d + (wide ? 8 * pick(0, 2) : pick(0, 5)), dtype, wide, false, 0, 0);
 }
-static matrix vector(int64_t n, bool wide) { return make(1, n, n, usual ? IPVG_K_F32 : any_dtype(), wide, true, 1, 0); }
+static inline matrix vector(int64_t n, bool wide)
+{
+    return make(1, n, n, usual ? IPVG_K_F32 : any_dtype(), wide, true, 1, 0);
+}
 static inline ipvg_tensor column(const matrix *m) { return ipvg_tensor_of(m->v, IPVG_F32, m->d); }
 
 /* float32 host memory for what the oracle computes. */
-static ipvg_tensor like(const matrix *m)
+static inline ipvg_tensor like(const matrix *m)
 {
     return ipvg_tensor_of(malloc((size_t)(m->rows * m->d) * sizeof(float)), IPVG_F32, m->rows, m->d);
 }
@@ -171,7 +174,7 @@ static double half_unit(double v, ipvg_k_dtype dtype)
 
 /* m against `want`. float32: relative L2 within `bound`. 16 bits: every number within half a unit in the last place of what
  * float32 gives, plus what `bound` grants float32: one rounding, at the end. */
-static void judge(const char *name, matrix *m, const float *want, double bound)
+static inline void judge(const char *name, matrix *m, const float *want, double bound)
 {
     double difference = 0, norm = 0, excess = 0;
     const int64_t n = m->rows * m->d;
@@ -224,7 +227,7 @@ static inline void judge_e4m3(const char *name, matrix *m, const float *scale, c
 }
 
 /* Exactly these numbers. */
-static void judge_equal(const char *name, matrix *m, const float *want)
+static inline void judge_equal(const char *name, matrix *m, const float *want)
 {
     get(name, m);
     for (int64_t k = 0; k < m->rows * m->d; k++)

@@ -100,7 +100,7 @@ cudaError_t emulator_launch(const cudaLaunchConfig_t &c, std::function<void()> k
 {
     const dim3 b = c.blockDim, g = c.gridDim;
     if (b.x < 1 || b.x > 1024 || b.y != 1 || b.z != 1 || g.x < 1 || g.x > 0x7fffffffu || g.y != 1 || g.z != 1 ||
-        c.dynamicSmemBytes || c.numAttrs)
+        c.dynamicSmemBytes > EMULATOR_SHARED || c.numAttrs)
         return set_error(cudaErrorInvalidConfiguration);
     launches++;
     return enqueue(c.stream, [c, kernel = std::move(kernel)] {
@@ -410,6 +410,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     case cudaDevAttrMultiProcessorCount: *value = 2; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = EMULATOR_SHARED; return cudaSuccess;
     }
     return set_error(cudaErrorInvalidValue);
 }

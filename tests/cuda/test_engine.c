@@ -375,6 +375,7 @@ static void test_all(ipvg_dtype dtype, int rounds)
         const int64_t unit = pick(0, 1) ? 8 : 1;
         test_linear(pick(1, 40), unit * pick(1, 90 / (int)unit), unit * pick(1, 90 / (int)unit));
         test_attention(pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
+        test_attention(pick(1, 2), 64 * pick(1, 2), pick(1, 40), pick(1, 60)); /* our own kernel's */
         test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
         test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
         if (dtype == IPVG_E4M3) test_linear_e4m3(pick(1, 40), 16 * pick(1, 9), 16 * pick(1, 9), pick(0, 1));

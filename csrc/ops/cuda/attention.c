@@ -1,17 +1,46 @@
-/* Attention: cuDNN's fused one for 16-bit without a bias; else scores, softmax, values as three steps over as many queries at
- * a time as SCORES allows: float32 (cuDNN has no fused one), umT5's position bias, a last key that counts several times, head
- * sizes that cuDNN does not take. */
+/* Attention, in bfloat16: over few keys or with umT5's position bias our own fused one, else cuDNN's. What neither takes goes
+ * as scores, softmax, values over as many queries at a time as SCORES allows: float32, odd head sizes. */
 #include "blas.h"
 #include "dnn.h"
 
 #define SCORES ((int64_t)256 << 20) /* bytes of the score matrix */
+#define FEW 256 /* keys: up to here our own kernel is the faster one, since they all stay in shared memory */
 
 typedef struct job {
     ipvg_tensor *o;
     const ipvg_tensor *q, *k, *v, *bias;
-    int64_t heads, d, repeat;
+    int64_t heads, d, repeat; /* repeat: what the last key counts */
     float scale;
 } job;
+
+static bool aligned(const ipvg_tensor *t) { return (uintptr_t)t->data % 16 == 0 && t->ld % 8 == 0; }
+
+static bool is_ours(const job *j)
+{
+    return j->q->dtype == IPVG_BF16 && (j->d == 64 || (j->d == 128 && !j->bias)) && j->scale > 0 &&
+           (j->bias || j->repeat > 1 || j->k->shape[0] <= FEW) && aligned(j->o) && aligned(j->q) && aligned(j->k) &&
+           aligned(j->v);
+}
+
+static ipvg_status ours(ipvg_exec *ex, const job *j)
+{
+    const int64_t lq = j->q->shape[0], lk = j->k->shape[0];
+    ipvg_k_array o, q, k, v, bias;
+    ipvg_status status;
+
+    if (ipvg_planning(ex)) return IPVG_OK;
+    IPVG_TRY(ipvg_cuda_array(ex, &o, "attention", j->o));
+    IPVG_TRY(ipvg_cuda_array(ex, &q, "attention", j->q));
+    IPVG_TRY(ipvg_cuda_array(ex, &k, "attention", j->k));
+    IPVG_TRY(ipvg_cuda_array(ex, &v, "attention", j->v));
+    IPVG_TRY(ipvg_cuda_array(ex, &bias, "attention", j->bias));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx,
+        ipvg_k_attention(o, q, k, v, bias, j->scale, (int)j->heads, j->d, lq, lk, j->repeat, ipvg_cuda_of(ex)->stream),
+        "attention"));
+done:
+    return status;
+}
 
 /* Tried by asking for its plan: what cuDNN takes depends on the GPU. */
 static ipvg_status fused(ipvg_exec *ex, const job *j, bool *done)
@@ -142,6 +171,7 @@ ipvg_status ipvg_cuda_attention(ipvg_exec *ex, ipvg_tensor *o, const ipvg_tensor
     if (k->dtype != q->dtype || v->dtype != q->dtype || o->dtype != q->dtype || (bias && bias->dtype != IPVG_F32))
         return ipvg_fail(ex->ctx, IPVG_E_TYPE, "attention: q, k, v and o must be of one dtype and a bias float32");
     if (q->shape[0] == 0) return IPVG_OK;
+    if (is_ours(&j)) return ours(ex, &j);
     IPVG_TRY(fused(ex, &j, &did));
     if (!did) IPVG_TRY(in_steps(ex, &j));
 done:

@@ -58,6 +58,10 @@ void __syncthreads(void);
 /* The value of lane `from` of this warp; all lanes of `mask` call it together. */
 uint64_t emulator_shuffle(unsigned mask, uint64_t value, int from);
 int emulator_lane(void);
+/* all[i] = the value of lane i; the whole warp calls it together. */
+void emulator_exchange(uint64_t value, uint64_t all[32]);
+/* The block's dynamic shared memory: NaN when a block begins, a guard page behind it. */
+void *emulator_shared(void);
 }
 
 template <typename T>
@@ -80,6 +84,11 @@ inline T __shfl_down_sync(unsigned mask, T value, int lanes)
 {
     const int from = emulator_lane() + lanes;
     return __shfl_sync(mask, value, from < 32 ? from : emulator_lane());
+}
+inline int __any_sync(unsigned mask, int yes)
+{
+    for (int step = 16; step; step /= 2) yes |= __shfl_xor_sync(mask, yes, step);
+    return yes != 0;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator_shuffle(mask, 0, emulator_lane()); }
 
@@ -107,6 +116,14 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 
 /* ==== starting one ==== */
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+/* What a kernel may have of it without asking is not looked at. */
+template <typename... P>
+inline cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int bytes)
+{
+    return bytes >= 0 && bytes <= EMULATOR_SHARED ? cudaSuccess : cudaErrorInvalidValue;
+}
 
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
