@@ -1,5 +1,6 @@
 """The video VAE: a stream of frames equals the formulas over the whole video, in memory that does not grow with it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from vae_oracle import CONFIG, Oracle, shapes, weights_of
 
+import ipvg
 from ipvg import _core
 from ipvg.parity import relative_l2
 
@@ -399,3 +401,24 @@ def test_shapes_without_data_plan_and_do_not_compute():
                  lambda: next(vae.decode_stream(latent(1, 1, 1)))):  # fmt: skip
         with pytest.raises(ValueError, match="without data"):
             call()
+
+
+@pytest.mark.skipif(ipvg.cuda_error() is not None, reason="a GPU's queue")
+def test_the_device_never_waits_for_the_host_between_frames():
+    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone, however
+    many frames there are."""
+    emulated = sys.modules["ipvg._cuda"].__file__
+    if "emulated" not in emulated:
+        pytest.skip("a GPU does not count")
+    dry = ctypes.CDLL(emulated).emulator_dry
+    dry.restype = ctypes.c_long
+    vae = model(device=_core.Device("cuda"))
+
+    def waits(call, given):
+        before = dry()
+        call(given)
+        return dry() - before
+
+    for call, make in ((vae.encode, lambda n: video(4 * n + 1, 16, 16)), (vae.decode, lambda n: latent(n, 2, 2))):
+        call(make(7))
+        assert waits(call, make(2)) == waits(call, make(7)) == 1

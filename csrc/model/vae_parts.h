@@ -121,10 +121,22 @@ target ipvg_vae_head_target(head *o);
 /* A gamma as float32 (C). */
 ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma);
 ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c);
-/* frame (H, W, C) in the backend's dtype <-> host float32. */
+/* frame (H, W, C) in the backend's dtype, from host float32. */
 ipvg_status ipvg_vae_frame_in(ipvg_exec *ex, ipvg_tensor *frame, const float *host);
-ipvg_status ipvg_vae_frame_out(ipvg_exec *ex, float *host, const ipvg_tensor *frame);
 ipvg_conv ipvg_vae_conv(const pair *weights);
+
+/* A result on its way to the caller's array, where it arrives while the next one is computed. */
+typedef struct parcel {
+    float *to;    /* where its first channel belongs; NULL: nothing is under way */
+    int64_t step; /* from channel to channel there */
+    int slot;     /* of ipvg_planes_send */
+} parcel;
+
+/* Sends frame (H, W, C) to `to`, behind which channels lie `step` apart, and receives what was sent before it: *came. Where
+ * memory is the host's, that is the frame itself. */
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, float *to, int64_t step);
+/* What was sent last, if it has not been received; frame: of the same shape. */
+ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame);
 
 /* outputs, with an optional target */
 ipvg_conv_out ipvg_vae_output(ipvg_tensor *y, const target *next);

@@ -328,7 +328,7 @@ ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t ste
     const float *from = frame->data;
 #pragma omp parallel for num_threads(ex->ctx->threads) schedule(static)
     for (int64_t i = 0; i < pixels; i++)
-        for (int64_t c = 0; c < channels; c++) dst[c * step + i] = from[i * channels + c];
+        for (int64_t c = 0; c < channels; c++) dst[c * step + i] = from[i * frame->ld + c];
     return IPVG_OK;
 }
 
