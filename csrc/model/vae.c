@@ -202,6 +202,7 @@ ipvg_status ipvg_vae_new(ipvg_context *ctx, ipvg_vae **out, const ipvg_vae_confi
         goto done;
     }
     v->config = *config;
+    v->weights = weights;
     for (int z = 0; z < config->z_dim; z++) v->scale[z] = 1.0f / config->std[z];
     IPVG_TRY(take_encoder(ctx, weights, &v->encoder, config));
     IPVG_TRY(take_pair(ctx, weights, &v->quant, 2 * config->z_dim, 2 * config->z_dim, K111, "conv1"));
@@ -261,6 +262,7 @@ static ipvg_status place(ipvg_placing *p, void *model)
 {
     ipvg_vae *v = model;
     ipvg_status status;
+    p->weights = v->weights;
     IPVG_TRY(place_half(p, &v->encoder, v->config.levels));
     IPVG_TRY(place_half(p, &v->decoder, v->config.levels));
     IPVG_TRY(place_pair(p, &v->quant));

@@ -42,6 +42,7 @@ typedef struct half_weights { /* the encoder or the decoder */
 
 struct ipvg_vae {
     ipvg_vae_config config;
+    const ipvg_weights *weights;
     ipvg_arena home; /* of weights in a backend's memory */
     float
         scale[IPVG_VAE_MAX_Z]; /* 1/std in float32: the reference multiplies by it, and divides by it on the way back */

@@ -7,6 +7,7 @@
 #define IPVG_OPS_BACKEND_H
 
 #include "../base/arena.h"
+#include "../base/file.h"
 #include "../base/meter.h"
 
 typedef struct ipvg_backend ipvg_backend;
@@ -63,6 +64,8 @@ struct ipvg_backend {
      * also lie in the device's own memory: then the copy is queued, and none is made of a tensor to itself. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+    /* The same of the bytes of a file from `offset` on. NULL where be->host. */
+    ipvg_status (*read_in)(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
     /* How others that use the same device meet this backend. NULL where be->host. */
     int device;                                         /* CUDA's number */
     void *stream;                                       /* all work is queued there */

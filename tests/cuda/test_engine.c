@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../../csrc/ops/cuda/device.h"
 #include "../../csrc/ops/ops.h"
@@ -309,18 +310,44 @@ static void test_conv(int64_t cin, int64_t cout, int64_t h, int64_t w)
 
 /* ==== copies ==== */
 
-/* More than the pinned buffers hold at once. */
+static ipvg_tensor room(int64_t count)
+{
+    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
+    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
+    return t;
+}
+
+/* One after the other without a wait, of all sizes, more than the pinned ring holds; from memory and from a file. */
 static void test_copies(void)
 {
-    const int64_t count = ((int64_t)40 << 20) + 3;
-    unsigned char *from = malloc((size_t)count), *back = calloc(1, (size_t)count);
-    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
-    for (int64_t i = 0; i < count; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
-    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
-    if (gpu.be->copy_in(&gpu, &t, from) != IPVG_OK || gpu.be->copy_out(&gpu, back, &t) != IPVG_OK)
-        FAIL("%s", ctx.error);
-    if (memcmp(from, back, (size_t)count)) FAIL("other bytes came back");
-    gpu.be->memory.free(&gpu.be->memory, t.data);
+    enum { COUNT = 40 };
+    const int64_t most = (int64_t)9 << 20, sizes[] = {1, 300, 256 << 10, (256 << 10) + 1, 1 << 20, most};
+    char path[] = "/tmp/ipvg_copies_XXXXXX";
+    const ipvg_file file = {path, mkstemp(path)};
+    unsigned char *from = malloc((size_t)most), *back = malloc((size_t)most);
+    ipvg_tensor t[COUNT];
+    int64_t at[COUNT];
+    for (int64_t i = 0; i < most; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
+    if (write(file.fd, from, (size_t)most) != most) FAIL("no file for the copies");
+    for (int k = 0; k < COUNT; k++) {
+        t[k] = room(k < 6 ? sizes[k] : pick(1, (int)most / (k % 4 ? 40 : 1)));
+        at[k] = pick(0, (int)(most - t[k].shape[0]));
+        if ((k % 2 ? gpu.be->copy_in(&gpu, &t[k], from + at[k])
+                   : gpu.be->read_in(&gpu, &t[k], &file, (uint64_t)at[k])) != IPVG_OK)
+            FAIL("%s", ctx.error);
+    }
+    for (int k = 0; k < COUNT; k++) {
+        if (gpu.be->copy_out(&gpu, back, &t[k]) != IPVG_OK) FAIL("%s", ctx.error);
+        if (memcmp(from + at[k], back, (size_t)t[k].shape[0])) FAIL("other bytes came back of copy %d", k);
+        if (k) gpu.be->memory.free(&gpu.be->memory, t[k].data);
+    }
+    if (ftruncate(file.fd, 0) || gpu.be->read_in(&gpu, &t[0], &file, 0) != IPVG_E_FORMAT || !strstr(ctx.error, path) ||
+        !strstr(ctx.error, "cut short"))
+        FAIL("a file that was cut short: %s", ctx.error);
+    close(file.fd);
+    if (gpu.be->read_in(&gpu, &t[0], &file, 0) != IPVG_E_IO) FAIL("a file that is not open: %s", ctx.error);
+    gpu.be->memory.free(&gpu.be->memory, t[0].data);
+    unlink(path);
     free(from), free(back);
 }
 
