@@ -14,6 +14,7 @@ from vae_oracle import CONFIG, Oracle, shapes, weights_of
 import ipvg
 from ipvg import _core
 from ipvg.parity import relative_l2
+from ipvg.video import Video
 
 #: float32 against float64 through nets of this depth: measured up to 4e-6. Wrong history, padding or order: 1e-2.
 BOUND = 2e-5
@@ -109,6 +110,32 @@ def test_the_stream_gives_the_same_frames_as_they_become_ready():
     assert np.array_equal(np.concatenate(chunks, axis=1), vae.decode(z))
 
 
+def test_the_stream_gives_bytes_as_video_makes_them():
+    vae, z = model(), 2 * latent(3, 2, 3)
+    out = np.empty((9, 16, 24, 3), np.uint8)
+    parts = list(vae.decode_stream(z, out=out))
+    want = Video.from_float(vae.decode(z)).frames
+    assert [part.shape for part in parts] == [(1, 16, 24, 3)] + [(4, 16, 24, 3)] * 2
+    assert all(part.base is out for part in parts)
+    assert out.tobytes() == want.tobytes() and {0, 255} < set(out.ravel().tolist())
+
+
+def test_frames_that_are_not_finite_are_no_bytes():
+    weights = weights_of()
+    weights["decoder.head.2.bias"] = np.array([0, np.inf, 0], np.float32)
+    with pytest.raises(ValueError, match="NaN or infinity in a decoded frame"):
+        list(model(weights).decode_stream(latent(1, 2, 2), out=np.empty((1, 16, 16, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("out", [
+    np.empty((5, 16, 16, 3), np.float32), np.empty((4, 16, 16, 3), np.uint8), np.empty((5, 16, 16), np.uint8),
+    np.empty((5, 16, 32, 3), np.uint8)[:, :, ::2], bytearray(5 * 16 * 16 * 3),
+])  # fmt: skip
+def test_bytes_want_room_of_their_shape(out):
+    with pytest.raises(ValueError, match=r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"):
+        model().decode_stream(latent(2, 2, 2), out=out)
+
+
 def test_streams_and_other_work_may_alternate_on_a_device():
     vae, z, other = model(), latent(3, 2, 2), latent(3, 1, 2, seed=5)
     want, want_other = vae.decode(z), vae.decode(other)
@@ -162,7 +189,7 @@ def test_the_plan_is_what_a_run_takes(what):
     planned = vae.memory(9, 32, 48)[what]
     assert device.scratch == 0
     getattr(vae, what)(video(9, 32, 48) if what == "encode" else latent(3, 4, 6))
-    latent_frame = 4 * 16 * 4 * 6 * (2 if what == "encode" else 1)  # on the host, beside the scratch
+    latent_frame = 4 * 16 * 4 * 6 if what == "decode" else 0  # on the host, beside the scratch
     assert device.scratch + latent_frame == planned
 
 
@@ -294,6 +321,13 @@ def test_trace_sees_every_part_in_order():
 # ---- refusals ----
 
 
+def _odd_pixel(value):
+    """Of a video that several threads look at, the second of two."""
+    frames = np.zeros((3, 1, 512, 512), np.float32)
+    frames.ravel()[[600000, 700000]] = value
+    return frames
+
+
 @pytest.mark.parametrize(
     "frames, error, match",
     [
@@ -309,6 +343,8 @@ def test_trace_sees_every_part_in_order():
         (np.zeros((3, 1, 8, 8), complex), TypeError, "frames"),
         ("video", TypeError, "frames"),
         (None, TypeError, "frames"),
+        (_odd_pixel(np.nan), ValueError, "element 600000 is not finite"),
+        (_odd_pixel(-np.inf), ValueError, "element 600000 is not finite"),
     ],
 )
 def test_bad_frames_are_refused(frames, error, match):

@@ -109,7 +109,7 @@ static void normalise(const ipvg_vae_encoder *e, const parcel *came)
     const ipvg_vae_config *c = &e->vae->config;
     const int64_t pixels = e->mu.shape[0] * e->mu.shape[1];
     for (int z = 0; z < c->z_dim && came->to; z++) {
-        float *plane = came->to + z * came->step;
+        float *plane = (float *)came->to + z * came->step;
         for (int64_t i = 0; i < pixels; i++) plane[i] = (plane[i] - c->mean[z]) * e->vae->scale[z];
     }
 }

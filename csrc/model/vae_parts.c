@@ -27,15 +27,17 @@ ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ip
 {
     *came = *last;
     last->to = NULL;
-    return came->to ? ipvg_planes_receive(ex, came->slot, came->to, came->step, frame) : IPVG_OK;
+    if (!came->to) return IPVG_OK;
+    return came->step ? ipvg_planes_receive(ex, came->slot, came->to, came->step, frame)
+                      : ipvg_bytes_receive(ex, came->slot, came->to, frame);
 }
 
-ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, float *to, int64_t step)
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step)
 {
     const parcel next = {.to = to, .step = step, .slot = !last->slot};
     ipvg_status status;
     *came = (parcel){.to = NULL};
-    IPVG_TRY(ipvg_planes_send(ex, next.slot, frame));
+    IPVG_TRY(step ? ipvg_planes_send(ex, next.slot, frame) : ipvg_bytes_send(ex, next.slot, frame));
     if (ipvg_planning(ex)) goto done;
     if (ex->be->host) *last = next; /* it is to be received before another is written over the frame */
     IPVG_TRY(ipvg_vae_receive(ex, last, came, frame));

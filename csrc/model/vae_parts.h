@@ -128,14 +128,14 @@ ipvg_conv ipvg_vae_conv(const pair *weights);
 
 /* A result on its way to the caller's array, where it arrives while the next one is computed. */
 typedef struct parcel {
-    float *to;    /* where its first channel belongs; NULL: nothing is under way */
-    int64_t step; /* from channel to channel there */
+    void *to;     /* where it belongs; NULL: nothing is under way */
+    int64_t step; /* from channel to channel there, float32; 0: as bytes, channels last */
     int slot;     /* of ipvg_planes_send */
 } parcel;
 
-/* Sends frame (H, W, C) to `to`, behind which channels lie `step` apart, and receives what was sent before it: *came. Where
- * memory is the host's, that is the frame itself. */
-ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, float *to, int64_t step);
+/* Sends frame (H, W, C) to `to`, and receives what was sent before it: *came. Where memory is the host's, that is the frame
+ * itself. */
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step);
 /* What was sent last, if it has not been received; frame: of the same shape. */
 ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame);
 

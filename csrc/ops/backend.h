@@ -72,10 +72,12 @@ struct ipvg_backend {
     ipvg_status (*follow)(ipvg_exec *ex, void *stream); /* that stream waits for what has been queued */
     ipvg_status (*settle)(ipvg_exec *ex); /* waits for all that the device has been given, by others too */
 
-    /* ipvg_planes_load, _send, _receive; NULL where be->host. */
+    /* ipvg_planes_load, _send, _receive, ipvg_bytes_send, _receive (odd: not finite); NULL where be->host. */
     ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
     ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
     ipvg_status (*planes_receive)(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+    ipvg_status (*bytes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+    ipvg_status (*bytes_receive)(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
 
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                           const ipvg_tensor *b, ipvg_act act, bool exact);

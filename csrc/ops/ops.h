@@ -118,5 +118,9 @@ ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src
  * sent over. Where memory is the host's, nothing happens before `receive`, and it reads the frame. */
 ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
 ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+/* The same as bytes, channels last as they are: dst[i] = rint((min(max(x, -1), 1) + 1) * 127.5), in float32, ties to even.
+ * IPVG_E_ARGUMENT, by receive: one is not finite. */
+ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame);
 
 #endif

@@ -382,6 +382,25 @@ static void test_planes(int64_t h, int64_t w, int64_t channels)
     free(planes);
 }
 
+/* As bytes, beyond what they hold and on the borders between two of them; a number that is not finite is told. */
+static void test_bytes(int64_t h, int64_t w, int64_t channels)
+{
+    const size_t count = (size_t)(h * w * channels);
+    both frame = MAKE(gpu.be->video, 0, 1.5, h, w, channels);
+    uint8_t *want = malloc(count), *got = malloc(count);
+    RUN(cpu, ipvg_bytes_receive(&cpu, 0, want, &frame.host));
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    RUN(gpu, ipvg_bytes_receive(&gpu, 1, got, &frame.device));
+    if (memcmp(want, got, count)) FAIL("bytes of a frame");
+    release(&frame);
+    frame = MAKE(gpu.be->video, 0, 0, h, w, channels); /* NaN */
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    if (ipvg_bytes_receive(&gpu, 1, got, &frame.device) != IPVG_E_ARGUMENT || !strstr(ctx.error, "NaN"))
+        FAIL("bytes of NaN: %s", ctx.error);
+    if (ipvg_bytes_receive(&cpu, 1, got, &frame.host) != IPVG_E_ARGUMENT) FAIL("bytes of NaN, on the CPU");
+    release(&frame), free(want), free(got);
+}
+
 static void test_all(ipvg_dtype dtype, int rounds)
 {
     ipvg_backend *be;
@@ -399,6 +418,7 @@ static void test_all(ipvg_dtype dtype, int rounds)
         test_attention(pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
         test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
         test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
+        test_bytes(pick(1, 9), pick(1, 30), pick(1, 5));
         if (dtype == IPVG_E4M3) test_linear_e4m3(pick(1, 40), 16 * pick(1, 9), 16 * pick(1, 9));
     }
     if (dtype == IPVG_E4M3) {

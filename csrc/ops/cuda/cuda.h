@@ -53,6 +53,8 @@ void ipvg_cuda_ring_free(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
 ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
 ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
 void ipvg_cuda_planes_free(ipvg_cuda *cuda);
 
 /* share.c */

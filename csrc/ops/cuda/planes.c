@@ -99,6 +99,17 @@ done:
     return status;
 }
 
+static ipvg_status send(ipvg_context *ctx, ipvg_cuda *cuda, int slot, const void *made, size_t bytes)
+{
+    ipvg_status status;
+    IPVG_TRY(ipvg_cuda_check(
+        ctx, cudaMemcpyAsync(cuda->planes[slot].data, made, bytes, cudaMemcpyDeviceToHost, cuda->stream),
+        "a copy from the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy from the GPU"));
+done:
+    return status;
+}
+
 ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
 {
     ipvg_cuda *cuda = ipvg_cuda_of(ex);
@@ -114,10 +125,7 @@ ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *fr
     IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
     IPVG_TRY(ipvg_cuda_check(ex->ctx, ipvg_k_pixels_to_planes(planes, from, none, none, pixels, channels, cuda->stream),
                              "planes"));
-    IPVG_TRY(ipvg_cuda_check(
-        ex->ctx, cudaMemcpyAsync(cuda->planes[slot].data, planes.data, bytes, cudaMemcpyDeviceToHost, cuda->stream),
-        "a copy from the GPU"));
-    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy from the GPU"));
+    IPVG_TRY(send(ex->ctx, cuda, slot, planes.data, bytes));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;
@@ -133,6 +141,46 @@ ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_
     for (int64_t c = 0; c < frame->shape[2]; c++)
         gather(dst + c * step, (const float *)cuda->planes[slot].data + c * pixels, (size_t)pixels * sizeof(float),
                ex->ctx->threads);
+done:
+    return status;
+}
+
+/* Behind the bytes lies whether a number was not finite. */
+static size_t flag_at(const ipvg_tensor *frame) { return ((size_t)ipvg_tensor_count(frame) + 3) / 4 * 4; }
+
+ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const size_t at = flag_at(frame), bytes = at + sizeof(int32_t);
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_k_array from;
+    char *made;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "bytes", frame));
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, (void **)&made, bytes));
+    if (ipvg_planning(ex)) goto done;
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaMemsetAsync(made, 0, bytes, cuda->stream), "bytes"));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, ipvg_k_to_bytes((uint8_t *)made, (int32_t *)(made + at), from, ipvg_tensor_count(frame), cuda->stream),
+        "bytes"));
+    IPVG_TRY(send(ex->ctx, cuda, slot, made, bytes));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_cuda_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const char *from = cuda->planes[slot].data;
+    int32_t flag;
+    ipvg_status status;
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "work on the GPU"));
+    gather(dst, from, (size_t)ipvg_tensor_count(frame), ex->ctx->threads);
+    memcpy(&flag, from + flag_at(frame), sizeof flag);
+    *odd = flag != 0;
 done:
     return status;
 }
