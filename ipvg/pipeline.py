@@ -276,14 +276,16 @@ class Pipeline:
         which spares a GPU's the way over the host): a Video of 4f - 3 frames, 16 a second, rounded to uint8. Decoded
         one latent frame at a time: scratch does not grow with it."""
         latents = latents if hasattr(latents, "__dlpack__") else np.asarray(latents)
-        total = latents.shape[1] if len(latents.shape) == 4 else 0
-        parts = []
+        frames, total = None, 0
+        if len(latents.shape) == 4:
+            _, total, height, width = latents.shape
+            time, space = self.vae.stride
+            frames = np.empty((max(time * (total - 1) + 1, 0), space * height, space * width, 3), np.uint8)
         with contextlib.suppress(RuntimeError):  # another thread's call runs: it keeps its scratch
             self.device.release()  # the stream has scratch of its own; both at once would be more than was estimated
-        for chunk in self.vae.decode_stream(latents):
-            parts.append(Video.from_float(chunk).frames)
-            _tell(progress, "decoding", len(parts), total)
-        return Video(np.concatenate(parts))
+        for i, _ in enumerate(self.vae.decode_stream(latents, out=frames)):
+            _tell(progress, "decoding", i + 1, total)
+        return Video(frames)
 
     def enhance(self, image, prompt: str, **arguments: Any) -> Enhancement:
         """PE and IE: the caption and the picture made to fit each other, as an `Enhancement` that `generate` takes.

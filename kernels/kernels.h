@@ -137,6 +137,8 @@ int ipvg_k_planes_to_pixels(ipvg_k_array y, ipvg_k_array x, ipvg_k_array div, ip
 /* y, c planes that are y.ld apart, = (x (pixels, c) - sub (c)) * mul (c). sub, mul: or none. */
 int ipvg_k_pixels_to_planes(ipvg_k_array y, ipvg_k_array x, ipvg_k_array sub, ipvg_k_array mul, int64_t pixels,
                             int64_t c, void *stream);
+/* y (count) = rint((min(max(x, -1), 1) + 1) * 127.5), ties to even; *odd, which is 0 before, = 1 if one is not finite. */
+int ipvg_k_to_bytes(uint8_t *y, int32_t *odd, ipvg_k_array x, int64_t count, void *stream);
 /* y (frames * time, space h, space w, c) from x (frames, h, w, time c): each pixel becomes space x space (nearest
  * neighbour); channels i c .. (i + 1) c of frame f become frame f * time + i (upsample3d). space, time: 1 or 2. */
 int ipvg_k_upsample(ipvg_k_array y, ipvg_k_array x, int space, int time, int64_t frames, int64_t h, int64_t w,

@@ -109,6 +109,23 @@ int ipvg_k_pixels_to_planes(array y, array x, array sub, array mul, int64_t pixe
     return launch(pixels_to_planes_kernel, ceil_div(pixels, 256), 256, stream, y, x, sub, mul, pixels, c);
 }
 
+/* ==== bytes ==== */
+
+__global__ void to_bytes_kernel(uint8_t *y, int32_t *odd, array x, int64_t count)
+{
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const float v = load_one(x, i);
+    if (!(v - v == 0.f)) *odd = 1; /* of NaN and infinity it is NaN; whoever writes it writes the same */
+    y[i] = (uint8_t)rintf((fminf(fmaxf(v, -1.f), 1.f) + 1.f) * 127.5f);
+}
+
+int ipvg_k_to_bytes(uint8_t *y, int32_t *odd, array x, int64_t count, void *stream)
+{
+    if (count < 0 || !readable(x)) return cudaErrorInvalidValue;
+    return launch(to_bytes_kernel, ceil_div(count, 256), 256, stream, y, odd, x, count);
+}
+
 /* ==== frames that grow ==== */
 
 /* Where line `number` of y, w pixels of c channels, comes from: the first pixel's row in x, or none. A pixel `p` of it is

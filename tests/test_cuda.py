@@ -79,6 +79,7 @@ def test_streaming_on_the_emulated_device():
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")
+    run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_vae.py", "-k", "never_waits")
 
 
 def test_an_unknown_gpu_name_is_named():

@@ -1,5 +1,6 @@
 """The video VAE: a stream of frames equals the formulas over the whole video, in memory that does not grow with it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from vae_oracle import CONFIG, Oracle, shapes, weights_of
 
+import ipvg
 from ipvg import _core
 from ipvg.parity import relative_l2
+from ipvg.video import Video
 
 #: float32 against float64 through nets of this depth: measured up to 4e-6. Wrong history, padding or order: 1e-2.
 BOUND = 2e-5
@@ -107,6 +110,32 @@ def test_the_stream_gives_the_same_frames_as_they_become_ready():
     assert np.array_equal(np.concatenate(chunks, axis=1), vae.decode(z))
 
 
+def test_the_stream_gives_bytes_as_video_makes_them():
+    vae, z = model(), 2 * latent(3, 2, 3)
+    out = np.empty((9, 16, 24, 3), np.uint8)
+    parts = list(vae.decode_stream(z, out=out))
+    want = Video.from_float(vae.decode(z)).frames
+    assert [part.shape for part in parts] == [(1, 16, 24, 3)] + [(4, 16, 24, 3)] * 2
+    assert all(part.base is out for part in parts)
+    assert out.tobytes() == want.tobytes() and {0, 255} < set(out.ravel().tolist())
+
+
+def test_frames_that_are_not_finite_are_no_bytes():
+    weights = weights_of()
+    weights["decoder.head.2.bias"] = np.array([0, np.inf, 0], np.float32)
+    with pytest.raises(ValueError, match="NaN or infinity in a decoded frame"):
+        list(model(weights).decode_stream(latent(1, 2, 2), out=np.empty((1, 16, 16, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("out", [
+    np.empty((5, 16, 16, 3), np.float32), np.empty((4, 16, 16, 3), np.uint8), np.empty((5, 16, 16), np.uint8),
+    np.empty((5, 16, 32, 3), np.uint8)[:, :, ::2], bytearray(5 * 16 * 16 * 3),
+])  # fmt: skip
+def test_bytes_want_room_of_their_shape(out):
+    with pytest.raises(ValueError, match=r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"):
+        model().decode_stream(latent(2, 2, 2), out=out)
+
+
 def test_streams_and_other_work_may_alternate_on_a_device():
     vae, z, other = model(), latent(3, 2, 2), latent(3, 1, 2, seed=5)
     want, want_other = vae.decode(z), vae.decode(other)
@@ -160,7 +189,7 @@ def test_the_plan_is_what_a_run_takes(what):
     planned = vae.memory(9, 32, 48)[what]
     assert device.scratch == 0
     getattr(vae, what)(video(9, 32, 48) if what == "encode" else latent(3, 4, 6))
-    latent_frame = 4 * 16 * 4 * 6 * (2 if what == "encode" else 1)  # on the host, beside the scratch
+    latent_frame = 4 * 16 * 4 * 6 if what == "decode" else 0  # on the host, beside the scratch
     assert device.scratch + latent_frame == planned
 
 
@@ -292,6 +321,13 @@ def test_trace_sees_every_part_in_order():
 # ---- refusals ----
 
 
+def _odd_pixel(value):
+    """Of a video that several threads look at, the second of two."""
+    frames = np.zeros((3, 1, 512, 512), np.float32)
+    frames.ravel()[[600000, 700000]] = value
+    return frames
+
+
 @pytest.mark.parametrize(
     "frames, error, match",
     [
@@ -307,6 +343,8 @@ def test_trace_sees_every_part_in_order():
         (np.zeros((3, 1, 8, 8), complex), TypeError, "frames"),
         ("video", TypeError, "frames"),
         (None, TypeError, "frames"),
+        (_odd_pixel(np.nan), ValueError, "element 600000 is not finite"),
+        (_odd_pixel(-np.inf), ValueError, "element 600000 is not finite"),
     ],
 )
 def test_bad_frames_are_refused(frames, error, match):
@@ -399,3 +437,24 @@ def test_shapes_without_data_plan_and_do_not_compute():
                  lambda: next(vae.decode_stream(latent(1, 1, 1)))):  # fmt: skip
         with pytest.raises(ValueError, match="without data"):
             call()
+
+
+@pytest.mark.skipif(ipvg.cuda_error() is not None, reason="a GPU's queue")
+def test_the_device_never_waits_for_the_host_between_frames():
+    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone, however
+    many frames there are."""
+    emulated = sys.modules["ipvg._cuda"].__file__
+    if "emulated" not in emulated:
+        pytest.skip("a GPU does not count")
+    dry = ctypes.CDLL(emulated).emulator_dry
+    dry.restype = ctypes.c_long
+    vae = model(device=_core.Device("cuda"))
+
+    def waits(call, given):
+        before = dry()
+        call(given)
+        return dry() - before
+
+    for call, make in ((vae.encode, lambda n: video(4 * n + 1, 16, 16)), (vae.decode, lambda n: latent(n, 2, 2))):
+        call(make(7))
+        assert waits(call, make(2)) == waits(call, make(7)) == 1

@@ -70,6 +70,7 @@ ipvg_status ipvg_dit_new(ipvg_context *ctx, ipvg_dit **out, const ipvg_dit_confi
         goto done;
     }
     m->config = *c;
+    m->weights = weights;
     IPVG_TRY(take_rest(ctx, m, weights));
     for (int i = 0; i < c->layers; i++) {
         m->blocks[i].kind = "block";

@@ -29,6 +29,7 @@ typedef struct ipvg_dit_block {
 
 struct ipvg_dit {
     ipvg_dit_config config;
+    const ipvg_weights *weights;
     ipvg_arena home;                                   /* of weights in a backend's memory */
     bool hollow;                                       /* the weights are shapes only: it can plan, not run */
     ipvg_dit_linear patch, vace_patch;                 /* (D, in_dim * 4), (D, vace_in_dim * 4) */

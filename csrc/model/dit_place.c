@@ -12,6 +12,7 @@ static ipvg_status place_rest(ipvg_placing *p, void *model)
     const ipvg_dtype half = p->ex->be->activation;
     ipvg_status status;
 
+    p->weights = m->weights;
     if (ipvg_dit_large(p->ex->be) == IPVG_E4M3 && (m->config.dim % 16 || m->config.ffn_dim % 16))
         return ipvg_fail(p->ex->ctx, IPVG_E_UNSUPPORTED,
                          "DiT: fp8 takes widths that are multiples of 16, not %d and %d; try dtype='bfloat16'",
@@ -47,6 +48,7 @@ static ipvg_status place_block(ipvg_placing *p, void *model, int i, int where)
 {
     ipvg_dit *m = model;
     m->placed[where] = m->blocks[i];
+    p->weights = m->weights;
     return ipvg_dit_block_place(p, &m->placed[where]);
 }
 

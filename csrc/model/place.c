@@ -1,5 +1,14 @@
 #include "place.h"
 
+/* The bytes of `from`, whatever they mean. */
+static ipvg_status bring(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *from)
+{
+    const ipvg_backend *be = p->ex->be;
+    uint64_t offset;
+    const ipvg_file *file = ipvg_weights_file(p->weights, from->data, &offset);
+    return file ? be->read_in(p->ex, to, file, offset) : be->copy_in(p->ex, to, from->data);
+}
+
 /* Into `to`, which lies in the backend's memory. */
 static ipvg_status fill(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *from)
 {
@@ -9,11 +18,11 @@ static ipvg_status fill(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *fro
     ipvg_status status;
 
     if (from->dtype == to->dtype) {
-        IPVG_TRY(ex->be->copy_in(ex, to, from->data));
+        IPVG_TRY(bring(p, to, from));
         goto done;
     }
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &raw, from->dtype, from->ndim, from->shape));
-    IPVG_TRY(ex->be->copy_in(ex, &raw, from->data));
+    IPVG_TRY(bring(p, &raw, from));
     IPVG_TRY(ipvg_cast(ex, to, &raw));
 done:
     ipvg_arena_reset(ex->arena, mark);

@@ -9,11 +9,13 @@
 #define IPVG_MODEL_PLACE_H
 
 #include "../ops/ops.h"
+#include "weights.h"
 
 typedef struct ipvg_placing {
     ipvg_exec *ex;
     ipvg_arena *home;
-    bool hollow; /* there are no data: only dtypes are set, as planning wants them */
+    const ipvg_weights *weights; /* which the tensors were taken from; set by the model */
+    bool hollow;                 /* there are no data: only dtypes are set, as planning wants them */
 } ipvg_placing;
 
 /* t becomes a copy of itself in that dtype. */

@@ -9,7 +9,7 @@
  *     }
  *
  * Every block is placed by the same code wherever it goes, so that its bytes are the same. Copies go through the pinned
- * buffers of a queue of their own (be->lane), straight from the mapped files: the host holds nothing twice. The thread that
+ * buffers of a queue of their own (be->lane), straight from the files: the host holds nothing twice. The thread that
  * queues the work also feeds them; it is a block ahead of the device and has the time. */
 #ifndef IPVG_MODEL_STREAM_H
 #define IPVG_MODEL_STREAM_H

@@ -21,6 +21,7 @@ typedef struct block {
 
 struct ipvg_umt5 {
     ipvg_umt5_config config;
+    const ipvg_weights *weights;
     ipvg_tensor token_embedding; /* (vocab, D) */
     ipvg_tensor norm;            /* (D) */
     ipvg_arena home;             /* of weights in a backend's memory */
@@ -110,6 +111,7 @@ ipvg_status ipvg_umt5_new(ipvg_context *ctx, ipvg_umt5 **out, const ipvg_umt5_co
         goto done;
     }
     m->config = *c;
+    m->weights = weights;
     const int64_t table[] = {c->vocab, c->dim}, norm[] = {c->dim};
     IPVG_TRY(ipvg_weights_take(ctx, weights, &m->token_embedding, table, 2, "token_embedding.weight"));
     for (int i = 0; i < c->layers; i++) IPVG_TRY(take_block(ctx, m, weights, i));
@@ -143,12 +145,15 @@ static ipvg_status place_block(ipvg_placing *p, void *model, int i, int where)
     ipvg_umt5 *m = model;
     block *b = &m->placed[where - m->config.layers]; /* none stays: a text takes each block once */
     *b = m->blocks[i];
+    p->weights = m->weights;
     return place_one(p, b);
 }
 
 static ipvg_status place_rest(ipvg_placing *p, void *model)
 {
-    return ipvg_place(p, &((ipvg_umt5 *)model)->norm, IPVG_F32);
+    ipvg_umt5 *m = model;
+    p->weights = m->weights;
+    return ipvg_place(p, &m->norm, IPVG_F32);
 }
 
 static ipvg_status place_all(ipvg_placing *p, void *model)
@@ -156,8 +161,8 @@ static ipvg_status place_all(ipvg_placing *p, void *model)
     ipvg_umt5 *m = model;
     ipvg_status status;
 
-    for (int i = 0; i < m->config.layers; i++) IPVG_TRY(place_one(p, &m->blocks[i]));
     IPVG_TRY(place_rest(p, m));
+    for (int i = 0; i < m->config.layers; i++) IPVG_TRY(place_one(p, &m->blocks[i]));
 done:
     return status;
 }

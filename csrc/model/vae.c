@@ -202,6 +202,7 @@ ipvg_status ipvg_vae_new(ipvg_context *ctx, ipvg_vae **out, const ipvg_vae_confi
         goto done;
     }
     v->config = *config;
+    v->weights = weights;
     for (int z = 0; z < config->z_dim; z++) v->scale[z] = 1.0f / config->std[z];
     IPVG_TRY(take_encoder(ctx, weights, &v->encoder, config));
     IPVG_TRY(take_pair(ctx, weights, &v->quant, 2 * config->z_dim, 2 * config->z_dim, K111, "conv1"));
@@ -261,6 +262,7 @@ static ipvg_status place(ipvg_placing *p, void *model)
 {
     ipvg_vae *v = model;
     ipvg_status status;
+    p->weights = v->weights;
     IPVG_TRY(place_half(p, &v->encoder, v->config.levels));
     IPVG_TRY(place_half(p, &v->decoder, v->config.levels));
     IPVG_TRY(place_pair(p, &v->quant));
@@ -296,14 +298,14 @@ ipvg_status ipvg_vae_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_vae_
     ipvg_tensor video = ipvg_tensor_of(NULL, IPVG_F32, 3, n, height, width);
     ipvg_tensor latent =
         ipvg_tensor_of(NULL, IPVG_F32, vae->config.z_dim, (n - 1) / ipvg_vae_time_stride(vae) + 1, h, w);
-    size_t host =
-        (size_t)(h * w * vae->config.z_dim) * sizeof(float); /* a latent frame, to or from the caller's array */
     ipvg_arena_plan(&arena);
     IPVG_TRY(ipvg_vae_encode(&ex, &latent, &video, vae));
-    out->encode = arena.peak + 2 * host; /* with the variance */
+    out->encode = arena.peak;
     ipvg_arena_plan(&arena);
     IPVG_TRY(ipvg_vae_decode(&ex, &video, &latent, vae));
-    out->decode = arena.peak + (be->host ? host : 0);
+    out->decode = arena.peak;
+    if (be->host)
+        out->decode += (size_t)(h * w * vae->config.z_dim) * sizeof(float); /* a frame of the caller's latent */
     out->weights = vae->home.peak;
 done:
     return status;

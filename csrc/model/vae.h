@@ -84,9 +84,10 @@ typedef struct ipvg_vae_encoder ipvg_vae_encoder;
 ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const ipvg_vae *vae, int64_t height,
                                    int64_t width);
 /* Takes frame `index` of frames (3, T, H, W) and writes what that completes, *count = 0 or 1 latent frames, to frame `at`
- * of latent (z, t, h, w). */
+ * of latent (z, t, h, w). The last of them may be under way until the next call that makes one, or `finish`. */
 ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tensor *latent, int64_t at, int *count,
                                   const ipvg_tensor *frames, int64_t index);
+ipvg_status ipvg_vae_encoder_finish(ipvg_exec *ex, ipvg_vae_encoder *e);
 void ipvg_vae_encoder_end(const ipvg_backend *be, ipvg_vae_encoder **e);
 
 typedef struct ipvg_vae_decoder ipvg_vae_decoder;
@@ -94,7 +95,8 @@ typedef struct ipvg_vae_decoder ipvg_vae_decoder;
 ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const ipvg_vae *vae, int64_t height,
                                    int64_t width);
 /* Takes frame `index` of latent (z, t, h, w) and writes *count frames, one for the first and the time stride for each later
- * one, to frames (3, T, H, W) from frame `at` on. The last of them may be under way until the next call or `finish`. */
+ * one, to frames (3, T, H, W), or uint8 (T, H, W, 3), from frame `at` on. The last of them may be under way until the next
+ * call or `finish`. As bytes they are clamped, and NaN or infinity is IPVG_E_ARGUMENT. */
 ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tensor *frames, int64_t at, int *count,
                                   const ipvg_tensor *latent, int64_t index);
 ipvg_status ipvg_vae_decoder_finish(ipvg_exec *ex, ipvg_vae_decoder *d);

@@ -26,9 +26,7 @@ struct ipvg_vae_decoder {
     pair denormalise;    /* (z, z), the standard deviations on its diagonal, and the means (z,) */
     ipvg_tensor *frames; /* the caller's, while next runs */
     int64_t at;
-    float *sent;  /* where in the caller's array the last frame belongs that has been sent; NULL: all have arrived */
-    int64_t step; /* from channel to channel there */
-    int slot;     /* it went there */
+    parcel last; /* the newest frame */
 };
 
 /* ==== begin, end ==== */
@@ -140,34 +138,27 @@ void ipvg_vae_decoder_end(const ipvg_backend *be, ipvg_vae_decoder **decoder)
 
 /* ==== a frame on its way up ==== */
 
-/* What was sent last arrives. */
-static ipvg_status receive(ipvg_exec *ex, ipvg_vae_decoder *d)
-{
-    float *to = d->sent;
-    d->sent = NULL;
-    return to ? ipvg_planes_receive(ex, d->slot, to, d->step, &d->pixels) : IPVG_OK;
-}
-
 static ipvg_status emit(ipvg_exec *ex, ipvg_vae_decoder *d)
 {
     const int64_t pixels = d->pixels.shape[0] * d->pixels.shape[1];
-    const int slot = !d->slot;
+    const bool bytes = d->frames->dtype == IPVG_U8;
+    void *to = NULL;
+    parcel came;
     ipvg_status status;
+    if (!ipvg_planning(ex)) to = (char *)d->frames->data + d->at * pixels * (bytes ? 3 : (int64_t)sizeof(float));
     IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
     IPVG_TRY(ipvg_see(ex, &d->pixels, "head.2"));
-    IPVG_TRY(ipvg_planes_send(ex, slot, &d->pixels));
-    IPVG_TRY(receive(ex, d));
-    if (ipvg_planning(ex)) goto done;
-    d->slot = slot;
-    d->sent = (float *)d->frames->data + d->at * pixels;
-    d->step = d->frames->shape[1] * pixels;
-    if (ex->be->host) IPVG_TRY(receive(ex, d)); /* before the next frame is written over it */
+    IPVG_TRY(ipvg_vae_send(ex, &d->last, &came, &d->pixels, to, bytes ? 0 : d->frames->shape[1] * pixels));
 done:
     d->at++;
     return status;
 }
 
-ipvg_status ipvg_vae_decoder_finish(ipvg_exec *ex, ipvg_vae_decoder *d) { return receive(ex, d); }
+ipvg_status ipvg_vae_decoder_finish(ipvg_exec *ex, ipvg_vae_decoder *d)
+{
+    parcel came;
+    return ipvg_vae_receive(ex, &d->last, &came, &d->pixels);
+}
 
 static ipvg_status level_run(ipvg_exec *ex, ipvg_vae_decoder *d, int index);
 
@@ -268,8 +259,10 @@ ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tenso
         latent->shape[2] != d->h || latent->shape[3] != d->w)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: latent frame %lld of other shape than (%d, t, %lld, %lld)",
                          (long long)index, c->z_dim, (long long)d->h, (long long)d->w);
-    if (frames->ndim != 4 || frames->shape[0] != 3 || at < 0 || at + made > frames->shape[1] ||
-        frames->shape[2] != d->pixels.shape[0] || frames->shape[3] != d->pixels.shape[1])
+    const bool bytes = frames->dtype == IPVG_U8;
+    const int64_t *size = frames->shape + (bytes ? 0 : 1), channels = frames->shape[bytes ? 3 : 0];
+    if (frames->ndim != 4 || channels != 3 || at < 0 || at + made > size[0] || size[1] != d->pixels.shape[0] ||
+        size[2] != d->pixels.shape[1])
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "VAE: no room for %lld frames of %lldx%lld", (long long)made,
                          (long long)d->pixels.shape[1], (long long)d->pixels.shape[0]);
     d->frames = frames;

@@ -21,9 +21,10 @@ struct ipvg_vae_encoder {
     head head;
     ipvg_tensor moments, mu; /* (h, w, 2z): before and after conv1 of the whole model */
     ipvg_conv quant;
-    float *host;         /* (h, w, 2z): to the caller's array */
+    ipvg_tensor mean;    /* (h, w, z): of mu; the other half of the channels is the log-variance, which nobody uses */
     ipvg_tensor *latent; /* the caller's, while next runs */
     int64_t at, start;
+    parcel last; /* the newest latent frame */
 };
 
 /* ==== begin, end ==== */
@@ -73,10 +74,8 @@ ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const 
     IPVG_TRY(ipvg_vae_frame_new(ex, &e->mu, h, wide, 2 * c->z_dim));
     e->quant = ipvg_vae_conv(&vae->quant);
     IPVG_TRY(ipvg_conv_prepare(ex, &e->quant));
-    if (!ipvg_planning(ex)) {
-        e->host = malloc((size_t)(h * wide * 2 * c->z_dim) * sizeof(float));
-        if (!e->host) IPVG_TRY(ipvg_fail(ex->ctx, IPVG_E_MEMORY, "no memory for a latent frame"));
-    }
+    e->mean = e->mu;
+    e->mean.shape[2] = c->z_dim;
     *out = e;
     e = NULL;
 done:
@@ -98,30 +97,47 @@ void ipvg_vae_encoder_end(const ipvg_backend *be, ipvg_vae_encoder **encoder)
     ipvg_vae_middle_end(be, &e->middle);
     ipvg_conv_release(be, &e->head.conv.conv);
     ipvg_conv_release(be, &e->quant);
-    free(e->host);
     free(e);
     *encoder = NULL;
 }
 
 /* ==== a frame on its way down ==== */
 
-static ipvg_status emit(ipvg_exec *ex, ipvg_vae_encoder *e)
+/* The latent frame that has come to the caller's array, if one has: (mu - mean) / std. */
+static void normalise(const ipvg_vae_encoder *e, const parcel *came)
 {
     const ipvg_vae_config *c = &e->vae->config;
-    int64_t pixels = e->mu.shape[0] * e->mu.shape[1];
+    const int64_t pixels = e->mu.shape[0] * e->mu.shape[1];
+    for (int z = 0; z < c->z_dim && came->to; z++) {
+        float *plane = (float *)came->to + z * came->step;
+        for (int64_t i = 0; i < pixels; i++) plane[i] = (plane[i] - c->mean[z]) * e->vae->scale[z];
+    }
+}
+
+static ipvg_status emit(ipvg_exec *ex, ipvg_vae_encoder *e)
+{
+    const int64_t pixels = e->mu.shape[0] * e->mu.shape[1];
+    float *to = ipvg_planning(ex) ? NULL : (float *)e->latent->data + e->at * pixels;
+    parcel came;
     ipvg_status status;
     IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &e->moments}, &e->head.conv));
     IPVG_TRY(ipvg_see(ex, &e->moments, "head.2"));
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &e->mu}, &e->moments, &e->quant));
     IPVG_TRY(ipvg_see(ex, &e->mu, "quant_conv"));
-    IPVG_TRY(ipvg_vae_frame_out(ex, e->host, &e->mu));
-    if (ipvg_planning(ex)) goto done;
-    for (int z = 0; z < c->z_dim; z++) { /* the other half of the channels is the log-variance, which nobody uses */
-        float *plane = (float *)e->latent->data + (z * e->latent->shape[1] + e->at) * pixels;
-        for (int64_t i = 0; i < pixels; i++) plane[i] = (e->host[i * 2 * c->z_dim + z] - c->mean[z]) * e->vae->scale[z];
-    }
+    IPVG_TRY(ipvg_vae_send(ex, &e->last, &came, &e->mean, to, e->latent->shape[1] * pixels));
+    normalise(e, &came);
 done:
     e->at++;
+    return status;
+}
+
+ipvg_status ipvg_vae_encoder_finish(ipvg_exec *ex, ipvg_vae_encoder *e)
+{
+    parcel came;
+    ipvg_status status;
+    IPVG_TRY(ipvg_vae_receive(ex, &e->last, &came, &e->mean));
+    normalise(e, &came);
+done:
     return status;
 }
 
@@ -236,6 +252,7 @@ ipvg_status ipvg_vae_encode(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tenso
         IPVG_TRY(ipvg_vae_encoder_next(ex, e, latent, at < t ? at : t - 1, &count, frames, i));
         at += count;
     }
+    IPVG_TRY(ipvg_vae_encoder_finish(ex, e));
     if (ctx->progress && !ipvg_planning(ex))
         ctx->progress(ctx->progress_user, (int)frames->shape[1], (int)frames->shape[1]);
 done:

@@ -23,17 +23,26 @@ done:
     return status;
 }
 
-ipvg_status ipvg_vae_frame_out(ipvg_exec *ex, float *host, const ipvg_tensor *frame)
+ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame)
 {
-    size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor wide;
+    *came = *last;
+    last->to = NULL;
+    if (!came->to) return IPVG_OK;
+    return came->step ? ipvg_planes_receive(ex, came->slot, came->to, came->step, frame)
+                      : ipvg_bytes_receive(ex, came->slot, came->to, frame);
+}
+
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step)
+{
+    const parcel next = {.to = to, .step = step, .slot = !last->slot};
     ipvg_status status;
-    if (frame->dtype == IPVG_F32) return ex->be->copy_out(ex, host, frame);
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &wide, IPVG_F32, frame->ndim, frame->shape));
-    IPVG_TRY(ipvg_cast(ex, &wide, frame));
-    IPVG_TRY(ex->be->copy_out(ex, host, &wide));
+    *came = (parcel){.to = NULL};
+    IPVG_TRY(step ? ipvg_planes_send(ex, next.slot, frame) : ipvg_bytes_send(ex, next.slot, frame));
+    if (ipvg_planning(ex)) goto done;
+    if (ex->be->host) *last = next; /* it is to be received before another is written over the frame */
+    IPVG_TRY(ipvg_vae_receive(ex, last, came, frame));
+    if (!ex->be->host) *last = next;
 done:
-    ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 

@@ -42,6 +42,7 @@ typedef struct half_weights { /* the encoder or the decoder */
 
 struct ipvg_vae {
     ipvg_vae_config config;
+    const ipvg_weights *weights;
     ipvg_arena home; /* of weights in a backend's memory */
     float
         scale[IPVG_VAE_MAX_Z]; /* 1/std in float32: the reference multiplies by it, and divides by it on the way back */
@@ -121,10 +122,22 @@ target ipvg_vae_head_target(head *o);
 /* A gamma as float32 (C). */
 ipvg_status ipvg_vae_gamma_new(ipvg_exec *ex, ipvg_tensor *out, const ipvg_tensor *gamma);
 ipvg_status ipvg_vae_frame_new(ipvg_exec *ex, ipvg_tensor *out, int64_t h, int64_t w, int64_t c);
-/* frame (H, W, C) in the backend's dtype <-> host float32. */
+/* frame (H, W, C) in the backend's dtype, from host float32. */
 ipvg_status ipvg_vae_frame_in(ipvg_exec *ex, ipvg_tensor *frame, const float *host);
-ipvg_status ipvg_vae_frame_out(ipvg_exec *ex, float *host, const ipvg_tensor *frame);
 ipvg_conv ipvg_vae_conv(const pair *weights);
+
+/* A result on its way to the caller's array, where it arrives while the next one is computed. */
+typedef struct parcel {
+    void *to;     /* where it belongs; NULL: nothing is under way */
+    int64_t step; /* from channel to channel there, float32; 0: as bytes, channels last */
+    int slot;     /* of ipvg_planes_send */
+} parcel;
+
+/* Sends frame (H, W, C) to `to`, and receives what was sent before it: *came. Where memory is the host's, that is the frame
+ * itself. */
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step);
+/* What was sent last, if it has not been received; frame: of the same shape. */
+ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame);
 
 /* outputs, with an optional target */
 ipvg_conv_out ipvg_vae_output(ipvg_tensor *y, const target *next);

@@ -12,11 +12,13 @@
 #include <unistd.h>
 
 #define NAME_MAX_BYTES 256 /* of a name that a model asks for; names in a file may be longer */
+#define KEPT_OPEN 64       /* files: a process may have 1024, and a checkpoint as many shards */
 
 typedef struct mapped_file {
     char *path;
     void *base; /* NULL for an empty file */
     uint64_t size;
+    ipvg_file file;
 } mapped_file;
 
 typedef struct weight {
@@ -46,7 +48,7 @@ static int by_name(const void *a, const void *b)
 static ipvg_status map_file(ipvg_context *ctx, ipvg_weights *w, ptrdiff_t *out, const char *path)
 {
     ipvg_status status = IPVG_OK;
-    mapped_file file = {0};
+    mapped_file file = {.file.fd = -1};
     struct stat st;
     int fd = -1;
 
@@ -81,6 +83,8 @@ static ipvg_status map_file(ipvg_context *ctx, ipvg_weights *w, ptrdiff_t *out, 
         status = ipvg_fail(ctx, IPVG_E_MEMORY, "%s: no memory for its entry", path);
         goto done;
     }
+    file.file = (ipvg_file){file.path, w->file_count < KEPT_OPEN ? fd : -1};
+    if (file.file.fd >= 0) fd = -1;
     *out = (ptrdiff_t)w->file_count;
     w->files[w->file_count++] = file;
     file = (mapped_file){0};
@@ -183,6 +187,7 @@ void ipvg_weights_free(ipvg_weights **w)
     }
     for (size_t i = 0; i < (*w)->file_count; i++) {
         if ((*w)->files[i].base) munmap((*w)->files[i].base, (size_t)(*w)->files[i].size);
+        if ((*w)->files[i].file.fd >= 0) close((*w)->files[i].file.fd);
         free((*w)->files[i].path);
     }
     free((*w)->files);
@@ -264,6 +269,18 @@ bool ipvg_weights_at(const ipvg_weights *w, size_t i, const char **name, ipvg_te
     *name = w->items[i].name;
     *out = w->items[i].tensor;
     return true;
+}
+
+const ipvg_file *ipvg_weights_file(const ipvg_weights *w, const void *data, uint64_t *offset)
+{
+    for (size_t i = 0; i < w->file_count; i++) {
+        const mapped_file *f = &w->files[i];
+        const uintptr_t at = (uintptr_t)data - (uintptr_t)f->base;
+        if (!f->base || f->file.fd < 0 || at >= f->size) continue;
+        *offset = at;
+        return &f->file;
+    }
+    return NULL;
 }
 
 size_t ipvg_weights_untaken(const ipvg_weights *w, const char **names, size_t max)

@@ -12,14 +12,14 @@
  *
  * Names are the official ones of Wan2.1 (ipvg/checkpoint/names.py brings diffusers' names to them).
  * Taking marks tensors and may copy one: one thread at a time. The views are read-only: a write ends the process. A file
- * that is cut short while it is mapped ends it too, with SIGBUS, at the first touch of a lost page: do not rewrite a
- * checkpoint in place (write beside it and rename). */
+ * that is cut short while it is mapped ends it too, with SIGBUS, at the first touch of a lost page (a GPU reads the file, and
+ * that is an error): do not rewrite a checkpoint in place (write beside it and rename). */
 #ifndef IPVG_MODEL_WEIGHTS_H
 #define IPVG_MODEL_WEIGHTS_H
 
 #include <stdbool.h>
 
-#include "../base/context.h"
+#include "../base/file.h"
 #include "../base/tensor.h"
 
 typedef struct ipvg_weights ipvg_weights;
@@ -55,6 +55,9 @@ size_t ipvg_weights_count(const ipvg_weights *w);
 /* The i-th tensor in the order of the sources, as it lies there (perhaps unaligned): for listings, not for models.
  * False past the end. */
 bool ipvg_weights_at(const ipvg_weights *w, size_t i, const char **name, ipvg_tensor *out);
+
+/* The file that the bytes at `data` are mapped from, and where in it; NULL: they are not, or it is not open. */
+const ipvg_file *ipvg_weights_file(const ipvg_weights *w, const void *data, uint64_t *offset);
 
 /* How many tensors nobody took; the first `max` of their names (in the order of the sources) go to `names`. */
 size_t ipvg_weights_untaken(const ipvg_weights *w, const char **names, size_t max);

@@ -7,6 +7,7 @@
 #define IPVG_OPS_BACKEND_H
 
 #include "../base/arena.h"
+#include "../base/file.h"
 #include "../base/meter.h"
 
 typedef struct ipvg_backend ipvg_backend;
@@ -63,16 +64,20 @@ struct ipvg_backend {
      * also lie in the device's own memory: then the copy is queued, and none is made of a tensor to itself. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+    /* The same of the bytes of a file from `offset` on. NULL where be->host. */
+    ipvg_status (*read_in)(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
     /* How others that use the same device meet this backend. NULL where be->host. */
     int device;                                         /* CUDA's number */
     void *stream;                                       /* all work is queued there */
     ipvg_status (*follow)(ipvg_exec *ex, void *stream); /* that stream waits for what has been queued */
     ipvg_status (*settle)(ipvg_exec *ex); /* waits for all that the device has been given, by others too */
 
-    /* ipvg_planes_load, _send, _receive; NULL where be->host. */
+    /* ipvg_planes_load, _send, _receive, ipvg_bytes_send, _receive (odd: not finite); NULL where be->host. */
     ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
     ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
     ipvg_status (*planes_receive)(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+    ipvg_status (*bytes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+    ipvg_status (*bytes_receive)(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
 
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,
                           const ipvg_tensor *b, ipvg_act act, bool exact);

@@ -1,5 +1,6 @@
 #include "ops.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -331,7 +332,35 @@ ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t ste
     const float *from = frame->data;
 #pragma omp parallel for num_threads(ex->ctx->threads) schedule(static)
     for (int64_t i = 0; i < pixels; i++)
-        for (int64_t c = 0; c < channels; c++) dst[c * step + i] = from[i * channels + c];
+        for (int64_t c = 0; c < channels; c++) dst[c * step + i] = from[i * frame->ld + c];
+    return IPVG_OK;
+}
+
+ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "bytes", "frame", frame, "(H, W, C)");
+    return ex->be->host ? IPVG_OK : ex->be->bytes_send(ex, slot, frame);
+}
+
+ipvg_status ipvg_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame)
+{
+    const int64_t count = ipvg_tensor_count(frame);
+    const float *from = frame->data;
+    int odd = 0;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    if (!ex->be->host) {
+        ipvg_status status = ex->be->bytes_receive(ex, slot, dst, frame, &odd);
+        if (status != IPVG_OK) return status;
+    } else {
+#pragma omp parallel for num_threads(ex->ctx->threads) schedule(static) reduction(| : odd)
+        for (int64_t i = 0; i < count; i++) {
+            const float x = from[i];
+            const int finite = x - x == 0; /* of NaN and infinity it is NaN */
+            odd |= !finite;
+            dst[i] = !finite ? 0 : (uint8_t)rintf(((x < -1 ? -1 : x > 1 ? 1 : x) + 1) * 127.5f);
+        }
+    }
+    if (odd) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "frames: NaN or infinity in a decoded frame");
     return IPVG_OK;
 }
 

@@ -114,10 +114,14 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
 /* frame (H, W, C), float32 or as the VAE keeps it, from float32 memory with channels first: src[c * step + pixel], which is
  * free at once if it is the host's; or it is the device's. */
 ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
-/* The way back: dst[c * step + pixel]. What is sent goes while the
- * GPU computes on (the frame may be written again at once), and lies in one of two slots until it is received, unless it is
+/* The way back: dst[c * step + pixel], of a frame whose pixels may lie apart (`ld`: its first channels). What is sent goes while
+ * the GPU computes on (the frame may be written again at once), and lies in one of two slots until it is received, unless it is
  * sent over. Where memory is the host's, nothing happens before `receive`, and it reads the frame. */
 ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
 ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
+/* The same as bytes, channels last as they are: dst[i] = rint((min(max(x, -1), 1) + 1) * 127.5), in float32, ties to even.
+ * IPVG_E_ARGUMENT, by receive: one is not finite. */
+ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame);
 
 #endif

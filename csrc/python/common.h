@@ -57,8 +57,9 @@ int ipvg_py_trace_check(PyObject *callable);
 void ipvg_py_trace_set(ipvg_py_trace *t, ipvg_py_run *run, PyObject *callable);
 
 /* A C-contiguous float32 array of exactly `ndim` dimensions from any array-like number array; `what` names it in errors
- * (TypeError for a wrong dtype, ValueError for wrong ndim, size or a NaN / infinity). New reference. shape: -1 = any. */
-PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape);
+ * (TypeError for a wrong dtype, ValueError for wrong ndim, size or a NaN / infinity). New reference. shape: -1 = any.
+ * threads: that look at the numbers, without the GIL. */
+PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, const int64_t *shape, int threads);
 /* A tensor of the run's device for one of the host's: the same where the device's memory is the host's, else a block of its
  * own, filled from `host` if `fill`. ipvg_py_unstage takes the result to `host` if that is not NULL, and frees the block. */
 ipvg_status ipvg_py_stage(ipvg_py_device *dev, ipvg_tensor *out, const ipvg_tensor *host, int fill);

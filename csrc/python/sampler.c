@@ -96,7 +96,7 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         if (!parse_branch(PyTuple_GET_ITEM(branches, b), (ipvg_py_dit *)model, &branch[b], &how[b])) goto done;
     for (Py_ssize_t i = 0; i < op_count; i++)
         if (!parse_operation(PyTuple_GET_ITEM(ops, i), &op[i])) goto done;
-    weights = ipvg_py_float_array(weights_obj, "weights", 2, (int64_t[]){s->steps, count});
+    weights = ipvg_py_float_array(weights_obj, "weights", 2, (int64_t[]){s->steps, count}, 1);
     if (!weights) goto done;
     int f, h, w;
     ipvg_dit_context_size(branch[0].how.context, &f, &h, &w);

@@ -244,6 +244,7 @@ typedef struct stream_object {
     PyObject_HEAD
     vae_object *vae;
     ipvg_py_input latent;
+    PyArrayObject *out; /* uint8 (T, H, W, 3), or NULL */
     ipvg_arena arena;
     ipvg_vae_decoder *decoder; /* NULL: not begun, or over */
     int64_t index, height, width;
@@ -252,18 +253,38 @@ typedef struct stream_object {
 
 static PyTypeObject *stream_type;
 
-static PyObject *vae_decode_stream(PyObject *obj, PyObject *given)
+/* Can bytes of that video (3, T, H, W) go there? */
+static int check_out(PyObject *out, const int64_t video[4])
 {
+    const int64_t shape[] = {video[1], video[2], video[3], 3};
+    PyArrayObject *a = (PyArrayObject *)out;
+    int fits = PyArray_Check(out) && PyArray_NDIM(a) == 4 && PyArray_TYPE(a) == NPY_UINT8 && PyArray_ISCARRAY(a);
+    for (int i = 0; fits && i < 4; i++) fits = PyArray_DIM(a, i) == shape[i];
+    if (fits) return 1;
+    char wanted[96];
+    PyErr_Format(PyExc_ValueError, "out: expected a writable C-contiguous uint8 array of shape %s",
+                 ipvg_shape_text(wanted, sizeof wanted, 4, shape));
+    return 0;
+}
+
+static PyObject *vae_decode_stream(PyObject *obj, PyObject *args, PyObject *kwds)
+{
+    static char *names[] = {"latent", "out", NULL};
+    PyObject *given, *out = Py_None;
     int64_t video[4];
     ipvg_py_input latent;
-    if (!take_latent(&latent, (vae_object *)obj, given, video)) return NULL;
-    stream_object *s = (stream_object *)stream_type->tp_alloc(stream_type, 0);
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "O|O:decode_stream", names, &given, &out) ||
+        !take_latent(&latent, (vae_object *)obj, given, video))
+        return NULL;
+    stream_object *s = NULL;
+    if (out == Py_None || check_out(out, video)) s = (stream_object *)stream_type->tp_alloc(stream_type, 0);
     if (!s) {
         ipvg_py_drop(&latent);
         return NULL;
     }
     s->vae = (vae_object *)Py_NewRef(obj);
     s->latent = latent;
+    if (out != Py_None) s->out = (PyArrayObject *)Py_NewRef(out);
     s->height = video[2];
     s->width = video[3];
     return (PyObject *)s;
@@ -303,17 +324,22 @@ static PyObject *stream_next(PyObject *obj)
         return NULL; /* StopIteration */
     }
     int64_t stride = ipvg_vae_time_stride(v->vae), shape[] = {3, s->index ? stride : 1, s->height, s->width};
-    PyArrayObject *frames = ipvg_py_new(4, shape);
+    int64_t at = s->out && s->index ? 1 + (s->index - 1) * stride : 0;
+    PyArrayObject *frames =
+        s->out ? (PyArrayObject *)PySequence_GetSlice((PyObject *)s->out, (Py_ssize_t)at, (Py_ssize_t)(at + shape[1]))
+               : ipvg_py_new(4, shape);
     if (!frames || !ipvg_py_enter(v->dev, &run)) {
         Py_XDECREF(frames);
         return NULL;
     }
     ipvg_exec ex = {.ctx = &v->dev->ctx, .be = v->dev->be, .arena = &s->arena};
-    ipvg_tensor y = ipvg_py_view(frames);
+    ipvg_tensor y =
+        s->out ? ipvg_tensor_of(PyArray_DATA(frames), IPVG_U8, shape[1], s->height, s->width, 3) : ipvg_py_view(frames);
     ipvg_status status = IPVG_OK;
     int count;
     if (!s->decoder) {
-        ipvg_tensor room = ipvg_tensor_of(NULL, IPVG_F32, 3, stride, s->height, s->width);
+        ipvg_tensor room = s->out ? ipvg_tensor_of(NULL, IPVG_U8, stride, s->height, s->width, 3)
+                                  : ipvg_tensor_of(NULL, IPVG_F32, 3, stride, s->height, s->width);
         status = stream_begin(s, &ex, &room, &s->latent.tensor);
     }
     if (status == IPVG_OK) status = ipvg_vae_decoder_next(&ex, s->decoder, &y, 0, &count, &s->latent.tensor, s->index);
@@ -340,6 +366,7 @@ static void stream_dealloc(PyObject *obj)
 
     if (s->vae) stream_close(s);
     ipvg_py_drop(&s->latent);
+    Py_XDECREF(s->out);
     Py_XDECREF(s->vae);
     type->tp_free(obj);
     Py_DECREF(type);
@@ -381,11 +408,15 @@ static PyMethodDef vae_methods[] = {
      "decode(latent, progress=None, trace=None) -> (3, T, H, W) float32\n\n"
      "The frames of a latent (z, t, h, w), about in [-1, 1] and not clamped; T = 4 (t - 1) + 1, H = 8h, W = 8w.\n"
      "progress, trace and errors as for encode."},
-    {"decode_stream", vae_decode_stream, METH_O,
-     "decode_stream(latent) -> iterator of (3, n, H, W) float32\n\n"
+    {"decode_stream", (PyCFunction)(void (*)(void))vae_decode_stream, METH_VARARGS | METH_KEYWORDS,
+     "decode_stream(latent, out=None) -> iterator of (3, n, H, W) float32\n\n"
      "The same frames, as they become ready: n = 1 for the first latent frame, 4 for each of the others. Its memory "
      "does not\n"
-     "grow with the video's length, and is the stream's own: the device may run other things in between."},
+     "grow with the video's length, and is the stream's own: the device may run other things in between.\n"
+     "out: a uint8 array (T, H, W, 3) of the whole video. Frames then go there, rint((clip(x, -1, 1) + 1) * 127.5), "
+     "and "
+     "what\n"
+     "comes are its parts (n, H, W, 3); ValueError for NaN or infinity."},
     {"memory", vae_memory, METH_VARARGS,
      "memory(frames, height, width) -> {'encode': int, 'decode': int, 'weights': int}\n\n"
      "Bytes that a video of that size takes besides the weights' files and the two arrays: weights in the form that "

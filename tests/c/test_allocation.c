@@ -282,7 +282,7 @@ int main(void)
     EACH_FAILS(&ctx, loading, nothing, 200); /* the name of each tensor, each copy, tables, maps */
     for (int m = 0; m < MODELS; m++) CHECK(load(m) == IPVG_OK);
     EACH_FAILS(&ctx, encoding_text, states, 1);
-    EACH_FAILS(&ctx, encoding, latent, 4);
+    EACH_FAILS(&ctx, encoding, latent, 3);
     EACH_FAILS(&ctx, decoding, video, 4);
     EACH_FAILS(&ctx, fitting, video, 5);
     EACH_FAILS(&ctx, covering, bytes, 12);

@@ -1,6 +1,7 @@
 /* Weights: names to views in mapped files, with bounds that no source can talk its way around. */
 #include "../../csrc/model/weights.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -154,6 +155,73 @@ static void the_pages_are_read_only_and_gone_after_free(void)
     CHECK(msync(t.data, 16, MS_ASYNC) != 0); /* and is not any more */
 }
 
+static void a_tensor_is_found_in_its_file(void)
+{
+    static const float x[4] = {0};
+    char cut[] = "/tmp/ipvg_cut_XXXXXX";
+    const ipvg_weight_source sources[] = {
+        in_file("a", 40, IPVG_F32, 1, 8, 0),
+        in_file("odd", 3, IPVG_F32, 1, 4, 0),
+        {.name = "x", .data = x, .bytes = sizeof x, .dtype = IPVG_F32, .ndim = 1, .shape = {4}},
+        {.name = "cut", .path = cut, .offset = 8, .dtype = IPVG_U8, .ndim = 1, .shape = {100}}};
+    unsigned char back[100];
+    const ipvg_file *file;
+    ipvg_weights *w = NULL;
+    ipvg_tensor t;
+    uint64_t at = 0;
+    int fd = mkstemp(cut);
+
+    CHECK(fd >= 0 && write(fd, bytes, 108) == 108);
+    CHECK(ipvg_weights_open(&ctx, &w, sources, 4) == IPVG_OK);
+    CHECK(ipvg_weights_take(&ctx, w, &t, (int64_t[]){8}, 1, "a") == IPVG_OK);
+    file = ipvg_weights_file(w, (char *)t.data + 4, &at);
+    CHECK(file && !strcmp(file->path, path) && at == 44);
+    CHECK(ipvg_file_read(file, back, 28, at) == 0 && !memcmp(back, bytes + 44, 28));
+    CHECK(ipvg_weights_take(&ctx, w, &t, (int64_t[]){4}, 1, "odd") == IPVG_OK);
+    CHECK(!ipvg_weights_file(w, t.data, &at)); /* a copy, since 4 does not divide 3 */
+    CHECK(ipvg_weights_take(&ctx, w, &t, (int64_t[]){4}, 1, "x") == IPVG_OK && !ipvg_weights_file(w, t.data, &at));
+    CHECK(!ipvg_weights_file(w, NULL, &at));
+    CHECK(ipvg_weights_take(&ctx, w, &t, (int64_t[]){100}, 1, "cut") == IPVG_OK);
+    file = ipvg_weights_file(w, t.data, &at);
+    CHECK(file && at == 8 && ipvg_file_read(file, back, 100, at) == 0 && !memcmp(back, bytes + 8, 100));
+    CHECK(ftruncate(fd, 107) == 0 && ipvg_file_read(file, back, 100, at) == IPVG_FILE_CUT);
+    CHECK(ipvg_file_fail(&ctx, file, IPVG_FILE_CUT) == IPVG_E_FORMAT && strstr(ctx.error, cut));
+    CHECK(ipvg_file_read(&(ipvg_file){cut, -1}, back, 1, 0) == EBADF);
+    CHECK(ipvg_file_fail(&ctx, file, EIO) == IPVG_E_IO && ctx.sys_errno == EIO && strstr(ctx.error, cut));
+    ipvg_weights_free(&w);
+    close(fd);
+    unlink(cut);
+}
+
+/* More than are kept open: the tensors are there, the last ones to be read through their mappings alone. */
+static void many_files(void)
+{
+    enum { COUNT = 70 };
+    char paths[COUNT][64], names[COUNT][16];
+    ipvg_weight_source sources[COUNT];
+    ipvg_weights *w = NULL;
+    ipvg_tensor t;
+    uint64_t at;
+    int open_ones = 0;
+
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(paths[i], sizeof paths[i], "%s.%d", path, i);
+        snprintf(names[i], sizeof names[i], "%d", i);
+        CHECK(link(path, paths[i]) == 0);
+        sources[i] = in_file(names[i], (uint64_t)i, IPVG_U8, 1, 1, 0);
+        sources[i].path = paths[i];
+    }
+    CHECK(ipvg_weights_open(&ctx, &w, sources, COUNT) == IPVG_OK);
+    for (int i = 0; i < COUNT; i++) {
+        CHECK(ipvg_weights_take(&ctx, w, &t, (int64_t[]){1}, 1, "%d", i) == IPVG_OK);
+        CHECK(*(unsigned char *)t.data == bytes[i]);
+        open_ones += ipvg_weights_file(w, t.data, &at) != NULL;
+        CHECK(unlink(paths[i]) == 0);
+    }
+    CHECK(open_ones == 64);
+    ipvg_weights_free(&w);
+}
+
 static void many_tensors(void)
 {
     enum { COUNT = 20000 };
@@ -191,6 +259,8 @@ int main(void)
     sources_that_lie();
     an_empty_file_holds_empty_tensors_only();
     the_pages_are_read_only_and_gone_after_free();
+    a_tensor_is_found_in_its_file();
+    many_files();
     many_tensors();
     unlink(path);
     return 0;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../../csrc/ops/cuda/device.h"
 #include "../../csrc/ops/ops.h"
@@ -314,18 +315,44 @@ static void test_conv(int64_t cin, int64_t cout, int64_t h, int64_t w)
 
 /* ==== copies ==== */
 
-/* More than the pinned buffers hold at once. */
+static ipvg_tensor room(int64_t count)
+{
+    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
+    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
+    return t;
+}
+
+/* One after the other without a wait, of all sizes, more than the pinned ring holds; from memory and from a file. */
 static void test_copies(void)
 {
-    const int64_t count = ((int64_t)40 << 20) + 3;
-    unsigned char *from = malloc((size_t)count), *back = calloc(1, (size_t)count);
-    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
-    for (int64_t i = 0; i < count; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
-    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
-    if (gpu.be->copy_in(&gpu, &t, from) != IPVG_OK || gpu.be->copy_out(&gpu, back, &t) != IPVG_OK)
-        FAIL("%s", ctx.error);
-    if (memcmp(from, back, (size_t)count)) FAIL("other bytes came back");
-    gpu.be->memory.free(&gpu.be->memory, t.data);
+    enum { COUNT = 40 };
+    const int64_t most = (int64_t)9 << 20, sizes[] = {1, 300, 256 << 10, (256 << 10) + 1, 1 << 20, most};
+    char path[] = "/tmp/ipvg_copies_XXXXXX";
+    const ipvg_file file = {path, mkstemp(path)};
+    unsigned char *from = malloc((size_t)most), *back = malloc((size_t)most);
+    ipvg_tensor t[COUNT];
+    int64_t at[COUNT];
+    for (int64_t i = 0; i < most; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
+    if (write(file.fd, from, (size_t)most) != most) FAIL("no file for the copies");
+    for (int k = 0; k < COUNT; k++) {
+        t[k] = room(k < 6 ? sizes[k] : pick(1, (int)most / (k % 4 ? 40 : 1)));
+        at[k] = pick(0, (int)(most - t[k].shape[0]));
+        if ((k % 2 ? gpu.be->copy_in(&gpu, &t[k], from + at[k])
+                   : gpu.be->read_in(&gpu, &t[k], &file, (uint64_t)at[k])) != IPVG_OK)
+            FAIL("%s", ctx.error);
+    }
+    for (int k = 0; k < COUNT; k++) {
+        if (gpu.be->copy_out(&gpu, back, &t[k]) != IPVG_OK) FAIL("%s", ctx.error);
+        if (memcmp(from + at[k], back, (size_t)t[k].shape[0])) FAIL("other bytes came back of copy %d", k);
+        if (k) gpu.be->memory.free(&gpu.be->memory, t[k].data);
+    }
+    if (ftruncate(file.fd, 0) || gpu.be->read_in(&gpu, &t[0], &file, 0) != IPVG_E_FORMAT || !strstr(ctx.error, path) ||
+        !strstr(ctx.error, "cut short"))
+        FAIL("a file that was cut short: %s", ctx.error);
+    close(file.fd);
+    if (gpu.be->read_in(&gpu, &t[0], &file, 0) != IPVG_E_IO) FAIL("a file that is not open: %s", ctx.error);
+    gpu.be->memory.free(&gpu.be->memory, t[0].data);
+    unlink(path);
     free(from), free(back);
 }
 
@@ -360,6 +387,25 @@ static void test_planes(int64_t h, int64_t w, int64_t channels)
     free(planes);
 }
 
+/* As bytes, beyond what they hold and on the borders between two of them; a number that is not finite is told. */
+static void test_bytes(int64_t h, int64_t w, int64_t channels)
+{
+    const size_t count = (size_t)(h * w * channels);
+    both frame = MAKE(gpu.be->video, 0, 1.5, h, w, channels);
+    uint8_t *want = malloc(count), *got = malloc(count);
+    RUN(cpu, ipvg_bytes_receive(&cpu, 0, want, &frame.host));
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    RUN(gpu, ipvg_bytes_receive(&gpu, 1, got, &frame.device));
+    if (memcmp(want, got, count)) FAIL("bytes of a frame");
+    release(&frame);
+    frame = MAKE(gpu.be->video, 0, 0, h, w, channels); /* NaN */
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    if (ipvg_bytes_receive(&gpu, 1, got, &frame.device) != IPVG_E_ARGUMENT || !strstr(ctx.error, "NaN"))
+        FAIL("bytes of NaN: %s", ctx.error);
+    if (ipvg_bytes_receive(&cpu, 1, got, &frame.host) != IPVG_E_ARGUMENT) FAIL("bytes of NaN, on the CPU");
+    release(&frame), free(want), free(got);
+}
+
 static void test_all(ipvg_dtype dtype, int rounds)
 {
     ipvg_backend *be;
@@ -378,6 +424,7 @@ static void test_all(ipvg_dtype dtype, int rounds)
         test_attention(pick(1, 2), 64 * pick(1, 2), pick(1, 40), pick(1, 60)); /* our own kernel's */
         test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
         test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
+        test_bytes(pick(1, 9), pick(1, 30), pick(1, 5));
         if (dtype == IPVG_E4M3) test_linear_e4m3(pick(1, 40), 16 * pick(1, 9), 16 * pick(1, 9), pick(0, 1));
     }
     if (dtype == IPVG_E4M3) {

@@ -66,7 +66,8 @@ static void state_free(ipvg_cuda *cuda)
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     ipvg_blas_free(&cuda->blas);
     ipvg_dnn_free(&cuda->dnn);
-    ipvg_cuda_pinned_free(cuda);
+    ipvg_cuda_ring_free(cuda);
+    ipvg_cuda_planes_free(cuda);
     for (int i = 0; i < 2; i++)
         if (cuda->block[i]) cudaEventDestroy(cuda->block[i]);
     if (cuda->mark) cudaEventDestroy(cuda->mark);
@@ -195,6 +196,7 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         .after = after,
         .copy_in = ipvg_cuda_copy_in,
         .copy_out = ipvg_cuda_copy_out,
+        .read_in = ipvg_cuda_read_in,
         .device = device,
         .stream = cuda->stream,
         .follow = ipvg_cuda_follow,
@@ -202,6 +204,8 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         .planes_load = ipvg_cuda_planes_load,
         .planes_send = ipvg_cuda_planes_send,
         .planes_receive = ipvg_cuda_planes_receive,
+        .bytes_send = ipvg_cuda_bytes_send,
+        .bytes_receive = ipvg_cuda_bytes_receive,
         .linear = ipvg_cuda_linear,
         .attention = ipvg_cuda_attention,
         .norm_modulate = ipvg_cuda_norm_modulate,

@@ -11,6 +11,7 @@ typedef struct ipvg_dnn ipvg_dnn;
 
 /* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
 #define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
+#define IPVG_CUDA_LANES 16              /* threads that copy, at most: they fill any bus */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
 /* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
@@ -27,10 +28,10 @@ typedef struct ipvg_cuda {
     void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */
     int64_t blocks;
     struct {
-        void *data, *free; /* pinned host memory; cudaEvent_t: its last copy is done */
-        bool used;
-    } pinned[2];
-    int turn; /* which of the two is next */
+        void *data;                      /* pinned host memory: two pieces for each lane */
+        void *done[2 * IPVG_CUDA_LANES]; /* cudaEvent_t: a piece's last copy is */
+        int lanes, turn;                 /* turn: which piece is next */
+    } ring;                              /* of copies, see copy.c */
     struct {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
         size_t bytes;
@@ -43,14 +44,18 @@ static inline ipvg_cuda *ipvg_cuda_of(const ipvg_exec *ex) { return ex->be->stat
 /* The status of a CUDA runtime call or a kernel launcher; fails with `what` and CUDA's words. */
 ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what);
 
-/* memory.c */
+/* memory.c, copy.c, planes.c */
 ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
+ipvg_status ipvg_cuda_read_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+void ipvg_cuda_ring_free(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
 ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
 ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
-void ipvg_cuda_pinned_free(ipvg_cuda *cuda);
+ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
+void ipvg_cuda_planes_free(ipvg_cuda *cuda);
 
 /* share.c */
 bool ipvg_cuda_is_device(const void *p);

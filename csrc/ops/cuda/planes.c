@@ -1,0 +1,186 @@
+/* Frames of video, whose channels the GPU brings together and takes apart, on their way through pinned memory of their own. */
+#include <cuda_runtime_api.h>
+#include <omp.h>
+#include <string.h>
+
+#include "cuda.h"
+
+#define SHARE (1u << 20) /* bytes below which one thread copies as fast as several */
+
+void ipvg_cuda_planes_free(ipvg_cuda *cuda)
+{
+    for (int i = 0; i < 4; i++) {
+        if (cuda->planes[i].done) cudaEventDestroy(cuda->planes[i].done);
+        if (cuda->planes[i].data) cudaFreeHost(cuda->planes[i].data);
+    }
+}
+
+/* What comes home goes to fresh memory: several threads take its page faults. */
+static void gather(void *to, const void *from, size_t bytes, int threads)
+{
+    size_t shares = (bytes + SHARE - 1) / SHARE;
+#pragma omp parallel for num_threads(threads) schedule(static) if (shares > 1)
+    for (size_t i = 0; i < shares; i++) {
+        size_t first = i * SHARE, count = bytes - first < SHARE ? bytes - first : SHARE;
+        memcpy((char *)to + first, (const char *)from + first, count);
+    }
+}
+
+static ipvg_status planes_ready(ipvg_context *ctx, ipvg_cuda *cuda, int slot, size_t bytes)
+{
+    ipvg_status status = IPVG_OK;
+    if (!cuda->planes[slot].done)
+        IPVG_TRY(ipvg_cuda_check(
+            ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->planes[slot].done, cudaEventDisableTiming),
+            "an event for copies"));
+    if (cuda->planes[slot].bytes >= bytes) goto done;
+    if (cuda->planes[slot].data) {
+        cudaStreamSynchronize(cuda->stream); /* a call that failed may have left a copy under way */
+        cudaFreeHost(cuda->planes[slot].data);
+    }
+    cuda->planes[slot].data = NULL;
+    cuda->planes[slot].bytes = 0;
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaHostAlloc(&cuda->planes[slot].data, bytes, cudaHostAllocDefault),
+                             "pinned memory for a frame"));
+    cuda->planes[slot].bytes = bytes;
+done:
+    return status;
+}
+
+/* A frame's channels -> `planes`, through a slot that holds them all: the host is then a whole frame ahead of the GPU. (With the
+ * two buffers of copy_in it would wait in the middle of a frame for the one before, and the GPU for the next.) */
+static ipvg_status planes_in(ipvg_exec *ex, ipvg_tensor *planes, const float *src, int64_t step)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t channels = planes->shape[0], pixels = planes->shape[1];
+    const size_t bytes = ipvg_tensor_bytes(planes);
+    const int slot = 2 + cuda->load;
+    ipvg_status status;
+
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "a copy to the GPU"));
+    for (int64_t c = 0; c < channels; c++)
+        gather((float *)cuda->planes[slot].data + c * pixels, src + c * step, (size_t)pixels * sizeof(float),
+               ex->ctx->threads);
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, cudaMemcpyAsync(planes->data, cuda->planes[slot].data, bytes, cudaMemcpyHostToDevice, cuda->stream),
+        "a copy to the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy to the GPU"));
+    cuda->load = !cuda->load;
+done:
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
+{
+    const int64_t shape[] = {frame->shape[2], frame->shape[0] * frame->shape[1]};
+    const ipvg_k_array none = {0};
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_k_array to, from;
+    ipvg_tensor planes;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &to, "planes", frame));
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &planes, IPVG_F32, 2, shape));
+    if (ipvg_planning(ex)) goto done;
+    if (!ipvg_cuda_is_device(src))
+        IPVG_TRY(planes_in(ex, &planes, src, step));
+    else
+        for (int64_t c = 0; c < shape[0]; c++) {
+            ipvg_tensor plane = ipvg_tensor_slice(&planes, c, 1);
+            IPVG_TRY(ipvg_cuda_copy_in(ex, &plane, src + c * step));
+        }
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", &planes));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, ipvg_k_planes_to_pixels(to, from, none, none, shape[1], shape[0], ipvg_cuda_of(ex)->stream),
+        "planes"));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+static ipvg_status send(ipvg_context *ctx, ipvg_cuda *cuda, int slot, const void *made, size_t bytes)
+{
+    ipvg_status status;
+    IPVG_TRY(ipvg_cuda_check(
+        ctx, cudaMemcpyAsync(cuda->planes[slot].data, made, bytes, cudaMemcpyDeviceToHost, cuda->stream),
+        "a copy from the GPU"));
+    IPVG_TRY(ipvg_cuda_check(ctx, cudaEventRecord(cuda->planes[slot].done, cuda->stream), "a copy from the GPU"));
+done:
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t pixels = frame->shape[0] * frame->shape[1], channels = frame->shape[2];
+    const ipvg_k_array none = {0};
+    size_t mark = ipvg_arena_mark(ex->arena), bytes = (size_t)(channels * pixels) * sizeof(float);
+    ipvg_k_array from, planes = {NULL, IPVG_K_F32, pixels};
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "planes", frame));
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &planes.data, bytes));
+    if (ipvg_planning(ex)) goto done;
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, ipvg_k_pixels_to_planes(planes, from, none, none, pixels, channels, cuda->stream),
+                             "planes"));
+    IPVG_TRY(send(ex->ctx, cuda, slot, planes.data, bytes));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const int64_t pixels = frame->shape[0] * frame->shape[1];
+    ipvg_status status;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "work on the GPU"));
+    for (int64_t c = 0; c < frame->shape[2]; c++)
+        gather(dst + c * step, (const float *)cuda->planes[slot].data + c * pixels, (size_t)pixels * sizeof(float),
+               ex->ctx->threads);
+done:
+    return status;
+}
+
+/* Behind the bytes lies whether a number was not finite. */
+static size_t flag_at(const ipvg_tensor *frame) { return ((size_t)ipvg_tensor_count(frame) + 3) / 4 * 4; }
+
+ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const size_t at = flag_at(frame), bytes = at + sizeof(int32_t);
+    size_t mark = ipvg_arena_mark(ex->arena);
+    ipvg_k_array from;
+    char *made;
+    ipvg_status status;
+
+    IPVG_TRY(ipvg_cuda_array(ex, &from, "bytes", frame));
+    IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, (void **)&made, bytes));
+    if (ipvg_planning(ex)) goto done;
+    IPVG_TRY(planes_ready(ex->ctx, cuda, slot, bytes));
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaMemsetAsync(made, 0, bytes, cuda->stream), "bytes"));
+    IPVG_TRY(ipvg_cuda_check(
+        ex->ctx, ipvg_k_to_bytes((uint8_t *)made, (int32_t *)(made + at), from, ipvg_tensor_count(frame), cuda->stream),
+        "bytes"));
+    IPVG_TRY(send(ex->ctx, cuda, slot, made, bytes));
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_cuda_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    const char *from = cuda->planes[slot].data;
+    int32_t flag;
+    ipvg_status status;
+    IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->planes[slot].done), "work on the GPU"));
+    gather(dst, from, (size_t)ipvg_tensor_count(frame), ex->ctx->threads);
+    memcpy(&flag, from + flag_at(frame), sizeof flag);
+    *odd = flag != 0;
+done:
+    return status;
+}
