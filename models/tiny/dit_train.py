@@ -277,41 +277,33 @@ def synthetic(n, device, size=16):
 def bench(phases, device, ways=("kernel",), log=print):
     """Times a step of each (references, latent frames, batch, steps), one GPU, data drawn from a cache; for each way to
     turn queries and keys (rotary.py)."""
-    cache, g = synthetic(1024, device), torch.Generator(device).manual_seed(1)
+    cache = synthetic(1024, device)
+    for phase, rotary.WAY in itertools.product(phases, ways):
+        torch.cuda.reset_peak_memory_stats()
+        found = times_of(cache, *phase, device)
+        found["GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        log("dit bench, turn", rotary.WAY, *phase, json.dumps({k: float(f"{v:.5g}") for k, v in found.items()}))
 
-    def ms(what, times):
+
+def times_of(cache, refs, frames, size, steps, device):
+    """Milliseconds of a step and of its parts; a loss and a gradient, to compare ways by."""
+    torch.manual_seed(1)
+    net, encoder = dit.build().to(device), text.build().to(device)
+    torch.nn.init.normal_(net.proj_out.weight, std=0.02)  # zero at the start: no gradient would come through
+    flat = FlatMuon([net, encoder], is_matrix)
+    g = torch.Generator(device).manual_seed(1)
+    draw = lambda: dit_data.batch(cache, size, refs, frames, g)
+    update = lambda: flat.step(1e-4, 1e-4, 0.99)
+    inputs, t0 = draw(), time.time()
+    run = GraphStep(net, encoder, flat, inputs)
+    loss, slope = run(inputs).mean().item(), net.blocks[0].attn1.norm_q.weight.grad.norm().item()
+    found = {"loss": loss, "slope": slope, "compiled s": time.time() - t0}
+    whole = lambda: (run(draw()), update())
+    for name, what in (("step", whole), ("graph", run.graph.replay), ("batch", draw), ("optimiser", update)):
         torch.cuda.synchronize()
         t0 = time.time()
-        for _ in range(times):
+        for _ in range(steps):
             what()
         torch.cuda.synchronize()
-        return 1000 * (time.time() - t0) / times
-
-    for (refs, frames, size, steps), way in itertools.product(phases, ways):
-        rotary.WAY = way
-        torch.cuda.reset_peak_memory_stats()
-        torch.manual_seed(1)
-        net, encoder = dit.build().to(device), text.build().to(device)
-        torch.nn.init.normal_(net.proj_out.weight, std=0.02)  # zero at the start: no gradient would come through
-        turned = net.blocks[0].attn1.norm_q.weight
-        flat = FlatMuon([net, encoder], is_matrix)
-        inputs = dit_data.batch(cache, size, refs, frames, torch.Generator(device).manual_seed(1))
-        t0 = time.time()
-        run = GraphStep(net, encoder, flat, inputs)
-        loss, slope = run(inputs).mean().item(), turned.grad.norm().item()
-        built = time.time() - t0
-        graph = ms(lambda: run.graph.replay(), steps)
-        draw = ms(lambda: dit_data.batch(cache, size, refs, frames, g), steps)
-        opt = ms(lambda: flat.step(1e-4, 1e-4, 0.99), steps)
-
-        def whole():
-            run(dit_data.batch(cache, size, refs, frames, g))
-            flat.step(1e-4, 1e-4, 0.99)
-
-        step = ms(whole, steps)
-        log(
-            f"dit bench refs {refs} frames {frames} batch {size} turn {way}: step {step:.1f} ms (graph {graph:.1f}, "
-            f"batch {draw:.1f}, optimiser {opt:.1f}), {1000 * size / step:.0f} samples/s, loss {loss:.6f}, slope {slope:.4g}, "
-            f"graph in {built:.0f} s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        )
-        del run
+        found[name] = 1000 * (time.time() - t0) / steps
+    return found
