@@ -285,11 +285,12 @@ def test_the_gpu_itself_counts_no_more_than_the_limit():
     """1 GB of weights. Alone on its GPU: another process's memory would count too."""
     whole, limited = in_a_child("whole"), in_a_child("limited")
     for name, found in (("whole", whole), ("limited", limited)):
-        own = found["measured"] - found["peak"] + found["fixed"]
-        mib = {key: found[key] >> 20 for key in ("limit", "peak", "measured", "fixed")}
+        # what CUDA takes for itself: "fixed" allows for it on any GPU
+        found["own"] = found["measured"] - (found["peak"] - found["fixed"])
+        mib = {key: found[key] >> 20 for key in ("limit", "peak", "measured", "fixed", "own")}
         took = f"{found['streamed']} of 10 blocks streamed, {found['seconds'] * 1e3:.1f} ms a forward with its text"
-        print(f"{name}: {took}; MiB: {mib}, CUDA's own {own >> 20}")
+        print(f"{name}: {took}; MiB: {mib}")
     assert limited["hash"] == whole["hash"]
     assert 2 < limited["streamed"] < 10
     assert limited["measured"] <= limited["limit"]
-    assert limited["measured"] == pytest.approx(limited["peak"], rel=0.05)
+    assert limited["own"] == pytest.approx(whole["own"], abs=16 << 20) and whole["own"] <= whole["fixed"]
