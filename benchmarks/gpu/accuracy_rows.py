@@ -4,7 +4,7 @@ with the same weights and inputs. float32 is the peers' own code without TF32.""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ipvg.checkpoint import DitConfig
 from ipvg.parity import relative_l2
 
 from . import peers, weights, work
-from .bench import Bench, array, dit_inputs
+from .bench import Bench, Size, array, dit_inputs
 from .row import Row
 
 SLACK = 1.2
@@ -22,21 +22,25 @@ FP8 = 3.8e-2  # what one product of E4M3 numbers errs by on Gaussian data: a net
 
 
 def accuracy(bench: Bench) -> Iterator[Row]:
-    yield _guarded(bench, "accuracy", "1.3B forward", lambda row: _dit(bench, row, bench.sizes.b13))
+    yield _guarded(bench, "accuracy", "1.3B forward", lambda row: _dit(bench, row, bench.sizes.b13, bench.sizes.p480))
     yield _guarded(bench, "accuracy", "umT5-XXL", lambda row: _umt5(bench, row))
     for what in ("decode", "encode"):
         yield _guarded(bench, "accuracy", f"VAE {what}", lambda row, what=what: _vae(bench, row, what))
 
 
 def accuracy14(bench: Bench) -> Iterator[Row]:
-    yield _guarded(bench, "accuracy14", "14B forward", lambda row: _dit(bench, row, bench.sizes.b14))
+    whole, small = bench.sizes.b14, bench.sizes.accuracy
+    one = replace(whole, num_layers=1, vace_layers=(0,))
+    yield _guarded(bench, "accuracy14", "14B forward", lambda row: _dit(bench, row, whole, small))
+    yield _guarded(bench, "accuracy14", "14B block and hint", lambda row: _dit(bench, row, one, bench.sizes.p720))
 
 
 def accuracy13_fp8(bench: Bench) -> Iterator[Row]:
     """8-bit products of the whole forward against float32; PyTorch's bfloat16 beside it."""
 
     def run(row: Row) -> None:
-        ours, theirs, reference = _dit_results(bench, row, bench.sizes.b13, "fp8")
+        c, size = bench.sizes.b13, bench.sizes.accuracy
+        ours, theirs, reference = _dit_results(bench, row, c, size, "fp8")
         mine, other = float(relative_l2(ours, reference)), float(relative_l2(theirs, reference))
         row.apart = mine
         row.more |= {"ours_error": mine, "peer_error": other, "ok": mine <= FP8}
@@ -60,13 +64,13 @@ def _judge(row: Row, ours: np.ndarray, theirs: np.ndarray, reference: np.ndarray
     row.note = f"ours {mine:.2e}, PyTorch bfloat16 {other:.2e}: {mine / other:.2f} x, {verdict}{more}"
 
 
-def _dit(bench: Bench, row: Row, c: DitConfig) -> None:
-    _judge(row, *_dit_results(bench, row, c))
+def _dit(bench: Bench, row: Row, c: DitConfig, size: Size) -> None:
+    _judge(row, *_dit_results(bench, row, c, size))
 
 
-def _dit_results(bench: Bench, row: Row, c: DitConfig, dtype: str = "bfloat16"):
+def _dit_results(bench: Bench, row: Row, c: DitConfig, size: Size, dtype: str = "bfloat16"):
     """Velocities: ours, the peer's in bfloat16, the peer's in float32."""
-    size, device = bench.sizes.accuracy, bench.device
+    device = bench.device
     inputs = dit_inputs(c, size, bench.sizes.words)
     row.title += f", L {work.tokens(work.latent(*size))}"
     theirs, reference = _dit_peer(bench, c, inputs)

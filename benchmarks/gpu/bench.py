@@ -33,7 +33,7 @@ class Sizes:
     p480: Size = (81, 480, 832)
     p720: Size = (81, 720, 1280)
     scaling: tuple[Size, ...] = ((17, 480, 832), (49, 480, 832), (161, 480, 832), (17, 720, 1280), (81, 720, 1280))
-    accuracy: Size = (9, 480, 832)  # 4680 tokens with a reference: the reference's attention keeps whole matrices
+    accuracy: Size = (9, 480, 832)  # where a float32 forward of full length takes too long
     words: int = 200  # tokens of a prompt
 
 

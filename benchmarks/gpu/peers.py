@@ -115,17 +115,31 @@ def vae_run(model: torch.nn.Module, part: str, given: torch.Tensor, channels_las
     return run
 
 
+SCORES = 4 << 30  # bytes of the reference's scores at a time
+
+
 @contextlib.contextmanager
 def exactly() -> Iterator[None]:
-    """float32 without TF32, attention in plain steps: the reference that both sides are measured against."""
+    """float32 without TF32, attention in plain steps over some queries at a time: the reference that both sides are
+    measured against, at any length."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    whole = torch.nn.functional.scaled_dot_product_attention
+
+    def in_parts(query, key, value, attn_mask=None, **options) -> torch.Tensor:
+        if attn_mask is not None or options.get("is_causal"):
+            return whole(query, key, value, attn_mask, **options)
+        rows = max(1, SCORES // (4 * query.shape[:-2].numel() * key.shape[-2]))
+        return torch.cat([whole(part, key, value, **options) for part in query.split(rows, -2)], -2)
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.nn.functional.scaled_dot_product_attention = in_parts
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             yield
     finally:
+        torch.nn.functional.scaled_dot_product_attention = whole
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
