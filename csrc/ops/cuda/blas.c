@@ -199,13 +199,12 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     float least = __builtin_inff();
     ipvg_status status;
 
-    cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
-                                                          b->tune ? TRIED : 1, found, &count);
+    cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d,
+                                                          p->preference, b->tune ? TRIED : 1, found, &count);
     if (asked == CUBLAS_STATUS_NOT_SUPPORTED || (asked == CUBLAS_STATUS_SUCCESS && count == 0)) {
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s%s",
                            (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n,
-                           ipvg_dtype_name((ipvg_dtype)g->in),
-                           g->in == IPVG_E4M3 ? "; try dtype='bfloat16'" : "");
+                           ipvg_dtype_name((ipvg_dtype)g->in), g->in == IPVG_E4M3 ? "; try dtype='bfloat16'" : "");
         goto done;
     }
     IPVG_TRY(check(ctx, asked, "the choice of an algorithm"));
