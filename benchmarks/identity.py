@@ -105,14 +105,15 @@ def describe(arm: arms_.Arm, setting: work.Setting, prints: dict[str, str]) -> s
 
 
 def fingerprints(setting: work.Setting) -> dict[str, str]:
-    """Of the checkpoint's tensors, and of the pairs."""
+    """Of the checkpoint's tensors, of the pairs and of the judges."""
     found = hashlib.sha256()
     for path in sorted(Path(setting.checkpoint).glob("*.safetensors")):
         found.update(path.read_bytes())
     with np.load(setting.data) as data:
         pairs = hashlib.sha256(b"".join(np.ascontiguousarray(data[k]).tobytes() for k in (
             "main_reference", "main_caption", "conflict_reference", "conflict_caption")))  # fmt: skip
-    return {"weights": found.hexdigest()[:16], "pairs_sha256": pairs.hexdigest()[:16]}
+    judges = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(work.folder_of_judges().glob("*.onnx"))))
+    return {k: v.hexdigest()[:16] for k, v in (("weights", found), ("pairs_sha256", pairs), ("judges", judges))}
 
 
 def load(path: Path, about: str | None = None) -> dict[str, np.ndarray]:

@@ -76,6 +76,13 @@ def test_streaming_on_the_emulated_device():
 
 
 @emulated
+def test_the_benchmark_of_identity_on_the_emulated_device():
+    """A pair of each kind of arm: the CPU's figures."""
+    command = ("pytest", "-q", "tests/test_evidence.py", "-k", "each_kind")
+    run(sys.executable, "-m", "tests.cuda.emulated", *command, IPVG_DEVICE="cuda")
+
+
+@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

@@ -1,5 +1,6 @@
 """The benchmark of identity: its arms, its statistics, and that what it stores is whole and of the same run."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import bundled
 import identity
 from evidence import arms as arms_
 from evidence import statistics as st
 from evidence import work
 
 from ipvg import guidance
+from ipvg.parity import relative_l2
 
 
 @pytest.fixture(params=[1.0, 2.0])
@@ -83,3 +86,53 @@ def test_what_is_seen_of_a_clip():
     blink = still.copy()
     blink[8] = 255
     assert work.look(blink)["uneven"] > work.look(blink)["motion"] > 0 and work.look(blink)["clipped"] > 0.05
+
+
+def test_a_face_is_seen_where_there_is_one():
+    """Portraits have one; noise of three grains, portraits blurred to 6 x 6 and a plain colour have none."""
+    pytest.importorskip("onnxruntime")
+    people = np.stack([bundled.picture(f"person{i}") for i in range(1, 7)])
+    generator, none = np.random.default_rng(5), [np.full((128, 128, 3), 140, np.uint8)]
+    for grain in (1, 8, 32):
+        tiles = generator.integers(0, 256, (128 // grain, 128 // grain, 3), np.uint8)
+        none.append(tiles.repeat(grain, 0).repeat(grain, 1))
+    blurred = people[:, :126, :126].reshape(6, 6, 21, 6, 21, 3).mean((2, 4)).repeat(22, 1).repeat(22, 2)[:, :128, :128]
+    seen = lambda frames: work.look(frames)["seen"] > 0  # noqa: E731
+    five = lambda frames: np.asarray(frames, np.uint8)[np.arange(5) % len(frames)]  # noqa: E731
+    assert seen(five(people)).all() and seen(five(people[1:])).all()
+    assert not seen(five(none)).any() and not seen(five(blurred)).any() and not seen(five(blurred[1:])).any()
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two pairs of the bundled people. Clips are their portraits, still."""
+    portraits = np.stack([bundled.picture(name) for name in ("person2", "person4")])
+    captions = np.array(["In front of a green forest, a man in a blue t-shirt is laughing.", "She smiles and nods."])
+    kinds = ("main", "conflict")
+    np.savez(
+        tmp_path / "pairs.npz",
+        **{f"{k}_reference": portraits for k in kinds},
+        **{f"{k}_caption": captions for k in kinds},
+    )
+    np.savez(tmp_path / "pairs.clips.npz", main_clip=portraits[:, None].repeat(17, 1))
+    return tmp_path / "pairs.npz"
+
+
+@pytest.mark.parametrize("name", ["through the codec", "none", "ratios", "enhanced"])
+def test_a_pair_of_each_kind_is_made(pairs, name):
+    """On IPVG_DEVICE, one step; elsewhere than on the CPU, the same figures as there."""
+    pytest.importorskip("onnxruntime")
+    arm = next(a for a in arms_.listed(1.0, 12, 10) if a.name == name)
+    made = {}
+    for device in dict.fromkeys(("cpu", os.environ.get("IPVG_DEVICE", "cpu"))):
+        for cache in (work.pipeline, work.table, work.states, work.source):
+            cache.cache_clear()
+        work.begin(work.Setting(str(pairs), str(bundled.FOLDER), device, steps=1))
+        made[device] = work.one((arm, 0, ""))
+    cpu = made.pop("cpu")
+    keys = {"through the codec": "face", "none": "face", "ratios": "rms", "enhanced": "picture"}
+    assert np.isfinite(np.float64(cpu[keys[name]])).all() and cpu["seconds"].min() > 0
+    for other in made.values():
+        for key in ("face", "rms", "picture"):
+            if key in cpu:
+                assert relative_l2(np.float64(other[key]), np.float64(cpu[key])) < 2e-3, key

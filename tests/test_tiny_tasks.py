@@ -49,6 +49,11 @@ def shown(frames: np.ndarray) -> dict[str, str]:
     return {head: words[int(part.argmax())] for (head, words), part in zip(heads.items(), parts)}
 
 
+def faces(frames: np.ndarray) -> float:
+    """The share of frames in which a face is seen."""
+    return float((Judge(folder() / "seen.onnx")(np.float32(frames.transpose(0, 3, 1, 2)) / 127.5 - 1) > 0).mean())
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))
 
@@ -85,7 +90,7 @@ def test_two_references(embed):
 
 def test_text():
     frames = made(ROOM, tasks.text(size=SIZE, frames=FRAMES))
-    assert shown(frames).items() >= {"background": "a blue wall", "clothes": "red", "face": "a face"}.items()
+    assert shown(frames).items() >= {"background": "a blue wall", "clothes": "red"}.items() and faces(frames) > 0.9
 
 
 def test_image(embed):
@@ -153,7 +158,7 @@ def test_frames_at_an_end(embed, name):
     frames = made(WORDS if name in ("first-frame", "last-frame") else CAPTION, job)
     new = frames[job["mask"].reshape(FRAMES, -1).min(1) > 0.5]
     check_kept(job, frames)
-    assert likeness(embed, new) > likeness(embed, new, STRANGER) + 0.3 and shown(new)["face"] == "a face"
+    assert likeness(embed, new) > likeness(embed, new, STRANGER) + 0.3 and faces(new) > 0.9
     assert likeness(embed, new[-2:]) > 0.35, "the face is gone in the end"
 
 

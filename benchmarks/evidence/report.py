@@ -96,6 +96,7 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
              "measures": st.MEASURES, "rows": found.rows, "ratios": found.ratios()}  # fmt: skip
     table["cpu_seconds"] = round(sum(float(d["seconds"][:, 1].sum()) for d in found.data.values()))
     table["enhanced"] = _enhanced(found)
+    table["detector"] = found.about["seen_figures"]
     table["answer"] = words.answer(table, base)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "identity.json", json.dumps(table, indent=1) + "\n")

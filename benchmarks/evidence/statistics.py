@@ -10,8 +10,7 @@ DRAWS, SEED = 10_000, 17
 MEASURES = {
     "identity": "mean cosine of the frames' faces to the reference's, by embedder `face`",
     "same": "share of frames at or above the embedder's same-person threshold",
-    "detected": "share of clips in which the probe sees a face (it was taught on blurred and shuffled ones without, "
-    "and takes noise for a face)",
+    "detected": "share of frames in which a judge made for it sees a face",
     "attributes": "share of the caption's six attributes that the probe finds in the clip",
     "person": "share of six traits of the person (hair, beard, skin, ...) found in the clip",
     "uneven": "mean distance of a frame from the mean of its neighbours, grey levels",
@@ -41,7 +40,7 @@ def measures(data: dict, truth: dict, about: dict, same: float) -> dict[str, np.
     hit = {h: seen[h] == truth["scene"][pairs, i] for i, h in enumerate(truth["scene_heads"])}
     kept = {h: seen[h] == truth["person"][pairs, i] for i, h in enumerate(truth["person_heads"])}
     return {
-        "identity": own.mean(1), "same": (own >= same).mean(1), "detected": seen["face"].astype(np.float64),
+        "identity": own.mean(1), "same": (own >= same).mean(1), "detected": (data["seen"] > 0).mean(1),
         "stranger": np.einsum("nfd,nd->n", face, reference[(pairs + 1) % len(reference)]) / face.shape[1],
         "attributes": np.mean(list(hit.values()), 0), "person": np.mean(list(kept.values()), 0),
         **{k: data[k].astype(np.float64) for k in ("uneven", "motion", "clipped")},

@@ -128,7 +128,8 @@ def page(table: dict, base: float) -> str:
         "**Columns.** " + "; ".join(f"{heading.removesuffix(' %')}: {table['measures'][key]}"
                                     for key, heading, _, _ in COLUMNS) + "; "
         "Fréchet: distance of the face embeddings of all frames, and of the probe's logits, to those of other rendered "
-        "clips (falls with the number of pairs: compare rows of as many); forwards: of the model, a clip.",
+        "clips (falls with the number of pairs: compare rows of as many); forwards: of the model, a clip. "
+        + _detector(table["detector"]),
         "## Arms", _arms(rows, main),
         "## Differences to the control", "Each method against the CFG of equal weight, pair by pair.",
         _differences(rows, main),
@@ -148,6 +149,15 @@ def page(table: dict, base: float) -> str:
     if table["missing"]:
         parts += [f"Not measured yet, {len(table['missing'])} arms: {', '.join(table['missing'])}."]
     return "\n\n".join(parts) + "\n"
+
+
+def _detector(kinds: dict) -> str:
+    """How often the judge behind "face seen" is wrong."""
+    of = lambda face: ", ".join(f"{k} {100 * v['wrong']:.1f}" for k, v in kinds.items() if v["face"] is face)  # noqa: E731
+    return (
+        "The judge that sees faces is wrong on held-out people in so many % of pictures: with a face, "
+        f"{of(True)}; without, {of(False)} (`models/tiny/seen.py`)."
+    )
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:

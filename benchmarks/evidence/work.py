@@ -135,14 +135,15 @@ def clip(arm: Arm, pair: int, path: str) -> dict[str, np.ndarray]:
 def look(frames: np.ndarray) -> dict[str, np.ndarray]:
     """uint8 (17, 128, 128, 3), or the probe's five frames alone -> what the judges see, and how it moves.
 
-    face: (frames, 128) embeddings. probe, traits: logits, of five frames and of the middle one. uneven: mean distance
-    of a frame from the mean of its neighbours, grey levels of 255. motion: mean distance of a frame from the next.
-    clipped: share of values that are within 2 of black or white."""
+    face: (frames, 128) embeddings. seen: (frames,) logits, above 0 where a face is seen. probe, traits: logits, of five
+    frames and of the middle one. uneven: mean distance of a frame from the mean of its neighbours, grey levels of 255.
+    motion: mean distance of a frame from the next. clipped: share of values that are within 2 of black or white."""
     x = np.ascontiguousarray(frames.transpose(0, 3, 1, 2), np.float32) / 127.5 - 1
     middle, five = x[len(x) // 2], x if len(x) == len(FRAMES) else x[list(FRAMES)]
     level = frames.astype(np.float32)
     return {
         "face": judge("face")(x).astype(np.float16),
+        "seen": judge("seen")(x)[:, 0],
         "probe": judge("probe")(five[None])[0],
         "traits": judge("traits")(np.stack([middle, middle[..., ::-1]])).mean(0),
         "uneven": np.abs(level[1:-1] - (level[:-2] + level[2:]) / 2).mean(),
