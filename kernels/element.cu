@@ -10,12 +10,17 @@ struct inputs {
 
 /* y = op(inputs, column vector). `total` numbers in rows of d; of a flat array the last row is shorter. A thread has all its
  * loads on their way before it uses the first. */
-template <int V, int M, class Op>
+template <int V, int M, bool Usual, class Op>
 __global__ void __launch_bounds__(TEAM_MOST, 1)
     element_kernel(array y, inputs<M> in, array vector, Op op, int64_t total, int64_t d, int lanes)
 {
     constexpr int N = V == 8 ? 2 : 4;
     const team t(lanes);
+    if (Usual) {
+        y.dtype = IPVG_K_BF16, vector.dtype = IPVG_K_F32;
+#pragma unroll
+        for (int m = 0; m < M; m++) in.x[m].dtype = IPVG_K_BF16;
+    }
     const int64_t left = total - t.row * d;
     const int chunks = left <= 0 ? 0 : (int)((left < d ? left : d) / V);
     for (int first = t.lane; first < chunks; first += N * lanes) {
@@ -63,11 +68,13 @@ static int run(array y, inputs<M> in, array vector, Op op, int64_t rows, int64_t
         for (int m = 0; m < M; m++) in.x[m].ld = LINE;
         rows = ceil_div(total, LINE);
     }
-    bool fast = wide(total, y, vector) && d % 8 == 0;
-    for (int m = 0; m < M; m++) fast = fast && aligned(in.x[m]);
+    bool fast = wide(total, y, vector) && d % 8 == 0, usual = all_of(IPVG_K_BF16, y) && all_of(IPVG_K_F32, vector);
+    for (int m = 0; m < M; m++) fast = fast && aligned(in.x[m]), usual = usual && all_of(IPVG_K_BF16, in.x[m]);
     const team_plan plan = plan_teams(rows, fast ? d / 8 : d, fast ? 2 : 4);
-    return launch(fast ? element_kernel<8, M, Op> : element_kernel<1, M, Op>, plan.blocks, plan.threads, stream, y, in,
-                  vector, op, total, d, plan.lanes);
+    return launch(!fast   ? element_kernel<1, M, false, Op>
+                  : usual ? element_kernel<8, M, true, Op>
+                          : element_kernel<8, M, false, Op>,
+                  plan.blocks, plan.threads, stream, y, in, vector, op, total, d, plan.lanes);
 }
 
 /* A flat array as one that `run` takes: rows of LINE numbers and what is left. */
@@ -141,22 +148,24 @@ struct terms {
     int n;
 };
 
-template <int V>
+template <int V, bool Usual>
 __global__ void combine_kernel(array y, terms t, int64_t chunks)
 {
+    if (Usual) y.dtype = IPVG_K_BF16;
     const int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= chunks * V) return;
+    auto dtype_of = [&](int i) { return Usual ? IPVG_K_BF16 : t.x[i].dtype; };
     float sum[V] = {};
     for (int first = 0; first < t.n; first += TOGETHER) {
         raw<V> bits[TOGETHER];
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++)
-            if (first + i < t.n) bits[i] = fetch<V>(t.x[first + i], at);
+            if (first + i < t.n) bits[i] = fetch<V>(array{t.x[first + i].data, dtype_of(first + i), 0}, at);
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++) {
             float v[V];
             if (first + i >= t.n) break;
-            widen<V>(v, bits[i], t.x[first + i].dtype);
+            widen<V>(v, bits[i], dtype_of(first + i));
 #pragma unroll
             for (int k = 0; k < V; k++) { /* rounded before it is added: never one fused operation */
                 const float product = __fmul_rn(v[k], t.weight[first + i]);
@@ -169,16 +178,19 @@ __global__ void combine_kernel(array y, terms t, int64_t chunks)
 
 int ipvg_k_combine(array y, int n, const array *x, const float *weight, int64_t count, void *stream)
 {
-    bool fast = wide(count, flat(y));
+    bool fast = wide(count, flat(y)), usual = all_of(IPVG_K_BF16, y);
     terms t = {};
     if (n < 1 || n > TERMS || count < 0 || y.dtype == IPVG_K_E4M3) return cudaErrorInvalidValue;
     for (int i = 0; i < n; i++) {
         if (weight[i] == 0.f) continue;
         if (!readable(x[i])) return cudaErrorInvalidValue;
-        fast = fast && aligned(flat(x[i]));
+        fast = fast && aligned(flat(x[i])), usual = usual && all_of(IPVG_K_BF16, x[i]);
         t.x[t.n] = flat(x[i]);
         t.weight[t.n++] = weight[i];
     }
     const int64_t chunks = fast ? count / 8 : count;
-    return launch(fast ? combine_kernel<8> : combine_kernel<1>, ceil_div(chunks, 256), 256, stream, y, t, chunks);
+    return launch(!fast   ? combine_kernel<1, false>
+                  : usual ? combine_kernel<8, true>
+                          : combine_kernel<8, false>,
+                  ceil_div(chunks, 256), 256, stream, y, t, chunks);
 }

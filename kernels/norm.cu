@@ -98,8 +98,8 @@ __device__ inline void write_norm(const array &y, float *y_scale, norm_row<V> &r
     const float low = -rest * inverse;
     write_row<V>(y, y_scale, row, [&](float(&out)[V], const float(&v)[V], int column) {
         float m[V], a[V];
-        load<V>(m, mul, column);
-        load<V>(a, add, column);
+        load_vector<V>(m, mul, column);
+        load_vector<V>(a, add, column);
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = fmaf(fmaf(v[i] - mean, inverse, low), plus + m[i], a[i]);
     });
@@ -147,21 +147,24 @@ __global__ void __launch_bounds__(TEAM_MOST, 1) rms_norm_kernel(array y, array x
 {
     const team t(lanes);
     if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
+    const array angles = {(void *)rope, IPVG_K_F32, 0};
+    const bool alike = t.lanes * V % head == 0; /* a lane's chunks have the same columns of their heads */
+    float turn[V], squares = 0.f;
+    if (rope && t.row < rows) load_vector<V>(turn, angles, t.row * head + t.lane * V % head);
     norm_row<V> row(t, x, rows, d);
-    float squares = 0.f;
     row.each([&](const float(&v)[V], int) {
 #pragma unroll
         for (int i = 0; i < V; i++) squares = fmaf(v[i], v[i], squares);
     });
     const float inverse = 1.f / sqrtf(team_sum(t, squares) / (float)d + eps);
     row.each([&](float(&v)[V], int column) {
-        float f[V], turn[V], out[V];
-        load<V>(f, w, column);
+        float f[V], out[V];
+        load_vector<V>(f, w, column);
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = v[i] * inverse * f[i];
         if constexpr (V % 2 == 0) {
             if (rope) {
-                load<V>(turn, array{(void *)rope, IPVG_K_F32, 0}, t.row * head + column % head);
+                if (!alike) load_vector<V>(turn, angles, t.row * head + column % head);
 #pragma unroll
                 for (int i = 0; i < V; i += 2) {
                     const float a = out[i], b = out[i + 1];

@@ -110,12 +110,27 @@ __device__ inline void load(float (&v)[V], const array &x, int64_t at)
     widen<V>(v, fetch<V>(x, at), x.dtype);
 }
 
+/* From a vector, which no kernel writes that reads it: these loads may overtake stores. */
+template <int V>
+__device__ inline void load_vector(float (&v)[V], const array &x, int64_t at)
+{
+    if constexpr (V == 8) {
+        const uint4 *p = (const uint4 *)((const char *)x.data + at * dtype_size(x.dtype));
+        raw<8> r;
+        r.a = __ldg(p);
+        r.b = x.dtype == IPVG_K_F32 ? __ldg(p + 1) : r.a;
+        widen<8>(v, r, x.dtype);
+    } else {
+        load<V>(v, x, at);
+    }
+}
+
 /* From a vector that may be missing. */
 template <int V>
 __device__ inline void load_or(float (&v)[V], const array &x, int64_t at, float otherwise)
 {
     if (x.data) {
-        load<V>(v, x, at);
+        load_vector<V>(v, x, at);
     } else {
 #pragma unroll
         for (int i = 0; i < V; i++) v[i] = otherwise;

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
     const float scale = sqrtf((float)c) / (length > 1e-12f ? length : 1e-12f);
     row.each([&](const float(&v)[V], int column) {
         float g[V], out[V];
-        load<V>(g, gamma, column);
+        load_vector<V>(g, gamma, column);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             out[i] = v[i] * scale * g[i];

@@ -106,6 +106,11 @@ inline long long __double_as_longlong(double v) { return emulator_bits<long long
 inline double __longlong_as_double(long long v) { return emulator_bits<double>(v); }
 
 /* Compile with -ffp-contract=off: each of these rounds once. */
+template <class T>
+inline T __ldg(const T *p)
+{
+    return *p;
+}
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
