@@ -132,7 +132,8 @@ def test_frames_that_are_not_finite_are_no_bytes():
     np.empty((5, 16, 32, 3), np.uint8)[:, :, ::2], bytearray(5 * 16 * 16 * 3),
 ])  # fmt: skip
 def test_bytes_want_room_of_their_shape(out):
-    with pytest.raises(ValueError, match=r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"):
+    wanted = r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"
+    with pytest.raises(ValueError, match=wanted):
         model().decode_stream(latent(2, 2, 2), out=out)
 
 

@@ -11,7 +11,8 @@ typedef struct ipvg_dnn ipvg_dnn;
 
 /* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
 #define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
-#define IPVG_CUDA_LANES 16              /* threads that copy, at most: they fill any bus */
+#define IPVG_CUDA_LANES 8               /* threads that copy, at most: they fill a bus, and more wait for the slowest */
+#define IPVG_CUDA_SMALL 32              /* copies of biases and the like that may be under way */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
 /* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
@@ -28,10 +29,11 @@ typedef struct ipvg_cuda {
     void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */
     int64_t blocks;
     struct {
-        void *data;                      /* pinned host memory: two pieces for each lane */
-        void *done[2 * IPVG_CUDA_LANES]; /* cudaEvent_t: a piece's last copy is */
-        int lanes, turn;                 /* turn: which piece is next */
-    } ring;                              /* of copies, see copy.c */
+        void *data; /* pinned host memory: two pieces for each lane, then the small ones */
+        void *done[2 * IPVG_CUDA_LANES + IPVG_CUDA_SMALL]; /* cudaEvent_t: a piece's last copy is */
+        bool second[IPVG_CUDA_LANES];                      /* which of a lane's two is next */
+        int lanes, turn, small; /* turn, small: which of all and of the small ones, where there is one thread */
+    } ring;                     /* of copies, see copy.c */
     struct {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
         size_t bytes;
