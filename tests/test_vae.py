@@ -442,8 +442,8 @@ def test_shapes_without_data_plan_and_do_not_compute():
 
 @pytest.mark.skipif(ipvg.cuda_error() is not None, reason="a GPU's queue")
 def test_the_device_never_waits_for_the_host_between_frames():
-    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone, however
-    many frames there are."""
+    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone,
+    however many frames there are."""
     emulated = sys.modules["ipvg._cuda"].__file__
     if "emulated" not in emulated:
         pytest.skip("a GPU does not count")

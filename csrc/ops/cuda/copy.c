@@ -5,9 +5,13 @@
 #include <cuda_runtime_api.h>
 #include <omp.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cuda.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* of Linux 5.14 */
+#endif
 #define PIECE (1u << 20) /* bytes of a pinned piece */
 #define TEAM (2u << 20)  /* bytes below which one thread is as fast as several */
 #define UNIT (64u << 10) /* bytes that shares are multiples of, and those of a small piece */
@@ -18,7 +22,9 @@ typedef struct transfer {
     size_t bytes, share, count; /* of all; of what a piece takes; how many of those */
     const char *from;           /* what goes there: memory, */
     const ipvg_file *file;
-    uint64_t offset; /* or a file from here on */
+    uint64_t offset;          /* or a file from here on, */
+    const ipvg_tensor *table; /* or the rows of a table */
+    const int32_t *rows;      /* that have these numbers */
 } transfer;
 
 typedef struct fault {
@@ -72,6 +78,17 @@ static size_t length(const transfer *t, size_t i)
 
 /* ==== to the device ==== */
 
+/* Bytes at .. at + bytes of the rows that follow each other. */
+static void gather(char *to, size_t at, size_t bytes, const transfer *t)
+{
+    const size_t size = ipvg_dtype_size(t->table->dtype), width = (size_t)t->table->shape[1] * size;
+    for (size_t done = 0, n; done < bytes; done += n) {
+        const size_t row = (at + done) / width, column = (at + done) % width;
+        n = width - column < bytes - done ? width - column : bytes - done;
+        memcpy(to + done, (const char *)t->table->data + (size_t)(t->rows[row] * t->table->ld) * size + column, n);
+    }
+}
+
 static fault send(const transfer *t, size_t i, int slot)
 {
     const size_t at = i * t->share, bytes = length(t, i);
@@ -81,6 +98,8 @@ static fault send(const transfer *t, size_t i, int slot)
     if (f.cuda) return f;
     if (t->file)
         f.file = ipvg_file_read(t->file, data, bytes, t->offset + at);
+    else if (t->table)
+        gather(data, at, bytes, t);
     else
         memcpy(data, t->from + at, bytes);
     if (f.file) return f;
@@ -161,7 +180,29 @@ done:
     return status;
 }
 
+ipvg_status ipvg_cuda_rows_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_tensor *table, const int32_t *rows)
+{
+    ipvg_cuda *cuda = ipvg_cuda_of(ex);
+    ipvg_status status;
+    if (ipvg_planning(ex)) return IPVG_OK;
+    IPVG_TRY(ring_ready(ex->ctx, cuda));
+    transfer t = transfer_of(cuda, dst);
+    t.table = table;
+    t.rows = rows;
+    status = send_all(ex, &t);
+done:
+    return status;
+}
+
 /* ==== from the device ==== */
+
+/* Fresh memory of the caller's gets its pages while the device still works, not one by one when all wait for the result. */
+static void make_present(void *p, size_t bytes)
+{
+    char *first = (char *)(((uintptr_t)p + 4095) / 4096 * 4096), *end = (char *)(((uintptr_t)p + bytes) / 4096 * 4096);
+    if (end > first)
+        madvise(first, (size_t)(end - first), MADV_POPULATE_WRITE); /* a wish: older kernels do not know it */
+}
 
 /* As many pieces as there are set out; each that has arrived makes room for one more. By one thread: results are small. */
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src)
@@ -174,6 +215,7 @@ ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor 
     const size_t slots = 2 * (size_t)cuda->ring.lanes;
     for (size_t i = 0; i < t.count + slots; i++) {
         const int slot = (int)(i % slots);
+        if (i == (t.count < slots ? t.count : slots)) make_present(host_dst, t.bytes);
         if (i >= slots && i - slots < t.count) {
             const size_t came = i - slots;
             IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(cuda->ring.done[slot]), "work on the GPU"));
