@@ -215,19 +215,19 @@ def vace_context(
         raise ValueError("mask: it needs a source video that it is the mask of")
     source = None if video is None else _video(video, frames, size)
     slots = [_reference(image, size, i) for i, image in enumerate(references)]
-    weights = np.ones((frames, height, width), np.float32) if mask is None else mask_frames(mask, frames, size)
+    weights = None if mask is None else mask_frames(mask, frames, size)
 
     latents = ((frames + 3) // 4, height // 8, width // 8)
     context = np.zeros((96, len(slots) + latents[0], *latents[1:]), np.float32)
     for i, canvas in enumerate(slots):  # encoded one by one: each is a one-frame video of its own
         context[:16, i] = _encoded(encode, canvas[:, None], (1, *latents[1:]))[:, 0]
     control = context[:, len(slots) :]
-    if source is None:
-        control[:16] = control[16:32] = _zeros(encode, frames, latents, cache)
-    else:
-        for channels, part in zip((control[:16], control[16:32]), split(source, weights), strict=True):
-            channels[:] = _encoded(encode, part, latents) if part.any() else _zeros(encode, frames, latents, cache)
-    control[32:] = fold_mask(weights)
+    cache = {} if cache is None else cache
+    parts = (None, source) if weights is None else split(source, weights)  # without a mask all is generated
+    for channels, part in zip((control[:16], control[16:32]), parts, strict=True):
+        empty = part is None or not part.any()
+        channels[:] = _zeros(encode, frames, latents, cache) if empty else _encoded(encode, part, latents)
+    control[32:] = 1 if weights is None else fold_mask(weights)
     return context
 
 
@@ -238,8 +238,7 @@ def _encoded(encode: Encode, pixels: np.ndarray, latents: tuple[int, int, int]) 
     return out
 
 
-def _zeros(encode: Encode, frames: int, latents: tuple[int, int, int], cache: MutableMapping | None) -> np.ndarray:
-    cache = {} if cache is None else cache
+def _zeros(encode: Encode, frames: int, latents: tuple[int, int, int], cache: MutableMapping) -> np.ndarray:
     out = cache.pop(latents, None)
     if out is None:
         out = _encoded(encode, np.zeros((3, frames, latents[1] * 8, latents[2] * 8), np.float32), latents)

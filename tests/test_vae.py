@@ -132,7 +132,8 @@ def test_frames_that_are_not_finite_are_no_bytes():
     np.empty((5, 16, 32, 3), np.uint8)[:, :, ::2], bytearray(5 * 16 * 16 * 3),
 ])  # fmt: skip
 def test_bytes_want_room_of_their_shape(out):
-    with pytest.raises(ValueError, match=r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"):
+    wanted = r"out: expected a writable C-contiguous uint8 array of shape \(5, 16, 16, 3\)"
+    with pytest.raises(ValueError, match=wanted):
         model().decode_stream(latent(2, 2, 2), out=out)
 
 
@@ -441,8 +442,8 @@ def test_shapes_without_data_plan_and_do_not_compute():
 
 @pytest.mark.skipif(ipvg.cuda_error() is not None, reason="a GPU's queue")
 def test_the_device_never_waits_for_the_host_between_frames():
-    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone, however
-    many frames there are."""
+    """On the emulated device, which counts the waits at whose end it has nothing left to do: the last one alone,
+    however many frames there are."""
     emulated = sys.modules["ipvg._cuda"].__file__
     if "emulated" not in emulated:
         pytest.skip("a GPU does not count")

@@ -31,6 +31,7 @@ static void other_shape(const char *what, int ndim, const int64_t *shape, PyObje
 }
 
 #define BLOCK ((npy_intp)1 << 16)
+#define LOOKING 8 /* threads: they reach the memory's rate, and more would wait for the slowest */
 
 static int is_odd(float x)
 {
@@ -40,12 +41,13 @@ static int is_odd(float x)
 }
 
 /* The first of n numbers that is not finite; n if all are. A video's pixels are some hundred MB: by blocks without a way out,
- * which the compiler can vectorise, and by all threads. */
+ * which the compiler can vectorise, and by several threads. */
 static npy_intp first_odd(const float *p, npy_intp n, int threads)
 {
+    const int team = threads < LOOKING ? threads : LOOKING;
     npy_intp first = n;
-    (void)threads;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : first) if (n > 8 * BLOCK)
+    (void)team;
+#pragma omp parallel for num_threads(team) schedule(dynamic) reduction(min : first) if (n > 8 * BLOCK)
     for (npy_intp at = 0; at < n; at += BLOCK) {
         npy_intp end = n - at < BLOCK ? n : at + BLOCK;
         int odd = 0;

@@ -117,12 +117,13 @@ static PyObject *encoder_encode(PyObject *obj, PyObject *args, PyObject *kwds)
 
     ipvg_exec *ex = &self->dev->ex;
     ipvg_tensor x = ipvg_py_view(ids), host = ipvg_py_view(states), y = host;
+    const size_t staged = ex->be->host ? 0 : ipvg_tensor_bytes(&host) + IPVG_ALIGN; /* a GPU's, beneath the scratch */
     ipvg_status status = plan(self, shape[0]);
-    if (status == IPVG_OK) status = ipvg_py_stage(self->dev, &y, &host, 0);
-    if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
+    if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak + staged);
+    if (status == IPVG_OK && staged) status = ipvg_arena_tensor(ex->ctx, ex->arena, &y, IPVG_F32, 2, shape);
     if (status == IPVG_OK) status = ipvg_umt5_encode(ex, &y, &x, self->umt5);
-    if (status != IPVG_OK && !ex->be->host && y.data == host.data) y.data = NULL; /* it was not staged */
-    status = ipvg_py_unstage(self->dev, &y, &host, status);
+    if (status == IPVG_OK && staged) status = ex->be->copy_out(ex, host.data, &y);
+    ipvg_arena_reset(ex->arena, 0);
     if (!ipvg_py_leave(&run, status)) goto fail;
     Py_DECREF(ids);
     return (PyObject *)states;

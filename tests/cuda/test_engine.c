@@ -356,6 +356,20 @@ static void test_copies(void)
     free(from), free(back);
 }
 
+/* Rows of a table on the host, in pieces that end within a row. */
+static void test_rows(int64_t count, int64_t d)
+{
+    const int64_t rows = pick(1, 40);
+    both table = MAKE(IPVG_F32, 0, 1, rows, d), y = MAKE(IPVG_F32, 0, 0, count, d);
+    int32_t *numbers = malloc((size_t)count * sizeof *numbers);
+    ipvg_tensor ids = ipvg_tensor_of(numbers, IPVG_I32, count);
+    for (int64_t i = 0; i < count; i++) numbers[i] = pick(0, (int)rows - 1);
+    RUN(cpu, ipvg_gather_rows(&cpu, &y.host, &table.host, &ids));
+    RUN(gpu, ipvg_gather_rows(&gpu, &y.device, &table.host, &ids));
+    judge("rows of a table", &y, 0);
+    release(&table), release(&y), free(numbers);
+}
+
 /* Two frames, of which one is under way while the next is sent. */
 static void test_planes(int64_t h, int64_t w, int64_t channels)
 {
@@ -435,6 +449,7 @@ static void test_all(ipvg_dtype dtype, int rounds)
         test_refusals_e4m3();
     }
     test_copies();
+    test_rows(pick(1, 9), pick(1, 99)), test_rows(700, 1201);
     ipvg_arena_free(&gpu_arena);
     ipvg_backend_free(&be);
 }

@@ -11,7 +11,8 @@ typedef struct ipvg_dnn ipvg_dnn;
 
 /* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
 #define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
-#define IPVG_CUDA_LANES 16              /* threads that copy, at most: they fill any bus */
+#define IPVG_CUDA_LANES 8               /* threads that copy, at most: they fill a bus, and more wait for the slowest */
+#define IPVG_CUDA_SMALL 32              /* copies of biases and the like that may be under way */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
 /* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
@@ -28,10 +29,11 @@ typedef struct ipvg_cuda {
     void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */
     int64_t blocks;
     struct {
-        void *data;                      /* pinned host memory: two pieces for each lane */
-        void *done[2 * IPVG_CUDA_LANES]; /* cudaEvent_t: a piece's last copy is */
-        int lanes, turn;                 /* turn: which piece is next */
-    } ring;                              /* of copies, see copy.c */
+        void *data; /* pinned host memory: two pieces for each lane, then the small ones */
+        void *done[2 * IPVG_CUDA_LANES + IPVG_CUDA_SMALL]; /* cudaEvent_t: a piece's last copy is */
+        bool second[IPVG_CUDA_LANES];                      /* which of a lane's two is next */
+        int lanes, turn, small; /* turn, small: which of all and of the small ones, where there is one thread */
+    } ring;                     /* of copies, see copy.c */
     struct {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
         size_t bytes;
@@ -49,6 +51,8 @@ ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
 ipvg_status ipvg_cuda_read_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
+/* The rows of a table on the host that have these numbers, in this order. */
+ipvg_status ipvg_cuda_rows_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_tensor *table, const int32_t *rows);
 void ipvg_cuda_ring_free(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
 ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);

@@ -1,6 +1,5 @@
 /* The table's entries that are one kernel of our own: dtypes are checked, scratch is taken, the kernel is queued. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cuda.h"
@@ -235,11 +234,9 @@ done:
 ipvg_status ipvg_cuda_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *table, const ipvg_tensor *ids)
 {
     const int64_t count = ids->shape[0];
-    const size_t width = (size_t)table->shape[1] * ipvg_dtype_size(table->dtype);
     const int32_t *id = ids->data;
     size_t mark = ipvg_arena_mark(ex->arena);
     ipvg_tensor rows;
-    char *host = NULL;
     ipvg_k_array unused;
     ipvg_status status;
 
@@ -252,18 +249,9 @@ ipvg_status ipvg_cuda_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tens
                                id[r], (long long)r, (long long)table->shape[0]);
             goto done;
         }
-    host = malloc((size_t)count * width);
-    if (!host) {
-        status = ipvg_fail(ex->ctx, IPVG_E_MEMORY, "gather_rows: no memory for %lld rows", (long long)count);
-        goto done;
-    }
-    for (int64_t r = 0; r < count; r++)
-        memcpy(host + (size_t)r * width,
-               (const char *)table->data + (size_t)(id[r] * table->ld) * ipvg_dtype_size(table->dtype), width);
-    IPVG_TRY(ipvg_cuda_copy_in(ex, &rows, host));
+    IPVG_TRY(ipvg_cuda_rows_in(ex, &rows, table, id));
     IPVG_TRY(ipvg_cuda_cast(ex, y, &rows));
 done:
-    free(host);
     ipvg_arena_reset(ex->arena, mark);
     return status;
 }
