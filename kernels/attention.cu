@@ -57,6 +57,16 @@ __device__ inline void bring(shared_at to, const array &x, int column, int first
     for (; row < rows; row += step, from += step * x.ld) copy_piece(to + tile_piece<D>(row, piece), from, row < there);
 }
 
+/* The same rows, a warp's, come nearer: without it all warps that start together would wait for memory together. */
+template <int D>
+__device__ inline void foresee_strip(const array &x, int column, int first, int end)
+{
+    const int row = first + (int)threadIdx.x % 32;
+    if (row >= end) return;
+#pragma unroll
+    for (int c = 0; c < D; c += 64) foresee(row_of(x, row, column + c));
+}
+
 /* Keys of part `p`: from, to. */
 __device__ inline int part_begin(const attention_job &j, int p) { return p ? j.lk - (j.parts - p) * PART : 0; }
 
@@ -286,6 +296,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
     for (int round = begin; round < end; round += warps) {
         const int mine = round + warp;
         const bool more_rounds = round + warps < end;
+        if (mine + warps < end) foresee_strip<D>(j.q, head * D, (mine + warps) * ROWS, j.lq);
         strip<D> x;
 #pragma unroll
         for (int i = 0; i < TALL; i++) {
