@@ -6,6 +6,7 @@
  * one is in use. Each warp takes strips of ROWS queries, one after the other, and waits for no other warp once all keys are
  * there. The next strip's queries come while the last part of this one is summed; the odd part of the keys is therefore the
  * first. What a strip computes depends on its numbers alone, not on how strips are shared out. */
+#include "attention.cuh"
 #include "launch.cuh"
 #include "team.cuh"
 #include "tile.cuh"
@@ -296,7 +297,6 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
     for (int round = begin; round < end; round += warps) {
         const int mine = round + warp;
         const bool more_rounds = round + warps < end;
-        if (mine + warps < end) foresee_strip<D>(j.q, head * D, (mine + warps) * ROWS, j.lq);
         strip<D> x;
 #pragma unroll
         for (int i = 0; i < TALL; i++) {
@@ -320,7 +320,9 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
                 __syncwarp();
             }
             if (mine < end) {
-                const int next = p == j.parts - 1 && mine + warps < end ? (mine + warps) * ROWS : 0;
+                int next = mine + warps < end ? (mine + warps) * ROWS : 0;
+                if (p == 0 && next) foresee_strip<D>(j.q, head * D, next, j.lq);
+                if (p + 1 < j.parts) next = 0;
                 switch (p ? PART / 16 : odd) {
                 case 4: take_part<D, BIAS, 4>(x, j, head, mine * ROWS, p, queries, keys, next); break;
                 case 3: take_part<D, BIAS, 3>(x, j, head, mine * ROWS, p, queries, keys, next); break;
@@ -335,14 +337,12 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
     }
 }
 
-/* How many blocks share the strips of a head: so that the last of them end together, at one block a multiprocessor. Half a
- * round is for the start of a block. */
-static int share_out(int heads, int64_t strips, int warps, int processors)
+int attention_shares(int heads, int64_t strips, int together, int processors)
 {
     int64_t least = INT64_MAX;
     int best = 1;
     for (int n = 1; n <= 64 && n <= strips; n++) {
-        const int64_t cost = ceil_div((int64_t)heads * n, processors) * (2 * ceil_div(strips, n) + warps);
+        const int64_t cost = ceil_div((int64_t)heads * n, processors) * (2 * ceil_div(strips, n) + together);
         if (cost < least) least = cost, best = n;
     }
     return best;
@@ -357,7 +357,7 @@ static int start(attention_job j, int processors, int shared, void *stream)
     const int room = (shared - warps * strip_bytes(D)) / part_bytes(D);
     if (room < wanted) return cudaErrorInvalidValue;
     j.slots = room < j.parts ? room : j.parts;
-    j.shares = share_out(j.heads, j.strips, warps, processors);
+    j.shares = attention_shares(j.heads, j.strips, warps, processors);
     const int bytes = warps * strip_bytes(D) + j.slots * part_bytes(D);
     const int error =
         (int)cudaFuncSetAttribute(attention_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -368,7 +368,7 @@ static int start(attention_job j, int processors, int shared, void *stream)
 int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale, int heads, int64_t d, int64_t lq,
                      int64_t lk, int64_t repeat, void *stream)
 {
-    int device, processors, shared;
+    int device, processors, shared, major;
     if (heads < 1 || (d != 64 && d != 128) || lq < 0 || lq > MOST || lk < 1 || lk > MOST || repeat < 1 ||
         (d == 128 && bias.data) || !(scale > 0.f) || !all_of(IPVG_K_BF16, o, q, k, v) || !all_of(IPVG_K_F32, bias) ||
         !aligned(o, q, k, v))
@@ -392,7 +392,10 @@ int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale
     int error = (int)cudaGetDevice(&device);
     if (!error) error = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (!error) error = (int)cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (!error) error = (int)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error) return error;
+    if (d == 128 && lk <= 256 && major == 9)
+        return attention_by_groups({o, q, k, v, j.scale, j.more, heads, (int)lq, (int)lk, 0, 0}, processors, stream);
     if (d == 64)
         return bias.data ? start<64, true>(j, processors, shared, stream)
                          : start<64, false>(j, processors, shared, stream);
