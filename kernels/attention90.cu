@@ -96,7 +96,6 @@ __global__ void __launch_bounds__(128 * GROUPS, 1) attention_group_kernel(few_ke
               end = (int)((int64_t)j.strips * (share + 1) / j.shares);
     const shared_at keys = shared_memory(), values = keys + 2 * half_bytes(PARTS);
     const shared_at queries = values + (unsigned)(2 * half_bytes(PARTS) + warp * WARP_BYTES);
-    const shared_at q = queries + tile_piece<D>(lane % 16, lane / 16);
     const int rows = (j.lk + 15) / 16 * 16, offset = warp % 4 * 16;
 
     bring_rows(keys, half_bytes(PARTS), j.k, head * D, rows, j.lk);
@@ -111,7 +110,8 @@ __global__ void __launch_bounds__(128 * GROUPS, 1) attention_group_kernel(few_ke
         copies_wait();
         __syncwarp();
 #pragma unroll
-        for (int step = 0; step < D / 16; step++) load_tiles(a[step], q ^ (unsigned)(step << 5));
+        for (int step = 0; step < D / 16; step++)
+            load_tiles(a[step], (queries + tile_piece<D>(lane % 16, lane / 16)) ^ (unsigned)(step << 5));
         __syncwarp();
         if (mine + GROUPS < end) bring_queries(queries, j.q, head * D, (mine + GROUPS) * ROWS + offset, j.lq);
 
@@ -138,23 +138,22 @@ __global__ void __launch_bounds__(128 * GROUPS, 1) attention_group_kernel(few_ke
         }
         unsigned w[4 * PARTS][4];
 #pragma unroll
-        for (int n = 0; n < 8 * PARTS; n++)
+        for (int k = 0; k < 4 * PARTS; k++) {
+            if (k > 4 * (PARTS - 1) && 16 * k >= j.lk) continue; /* the same for all */
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float low = power_of_2(fmaf(s[n / 8][n % 8][2 * h], j.scale, -most[h]));
-                const float high = power_of_2(fmaf(s[n / 8][n % 8][2 * h + 1], j.scale, -most[h]));
+            for (int e = 0; e < 4; e++) {
+                const float(&c)[4] = s[k / 4][k % 4 * 2 + e / 2];
+                const int h = e % 2;
+                const float low = power_of_2(fmaf(c[2 * h], j.scale, -most[h]));
+                const float high = power_of_2(fmaf(c[2 * h + 1], j.scale, -most[h]));
                 sum[h] += low + high;
-                w[n / 2][n % 2 * 2 + h] = pack_bf16(low, high);
+                w[k][e] = pack_bf16(low, high);
             }
-
-        group_begin();
+            group_begin();
 #pragma unroll
-        for (int k = 0; k < 4 * PARTS; k++)
-            if (k < 4 * (PARTS - 1) + 1 || 16 * k < rows) {
-#pragma unroll
-                for (int c = 0; c < 2; c++)
-                    group_multiply<true>(o[c], w[k], values + (unsigned)(c * half_bytes(PARTS) + k * 16 * 128), k > 0);
-            }
+            for (int c = 0; c < 2; c++)
+                group_multiply<true>(o[c], w[k], values + (unsigned)(c * half_bytes(PARTS) + k * 16 * 128), k > 0);
+        }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             sum[h] += __shfl_xor_sync(FULL_WARP, sum[h], 1);
