@@ -5,10 +5,10 @@
  * first queries are at work on those that are there; or, where they are too many, a ring in which the next part comes while
  * one is in use. Each warp takes strips of ROWS queries, one after the other, and waits for no other warp once all keys are
  * there. The next strip's queries come while the last part of this one is summed; the odd part of the keys is therefore the
- * first. What a strip computes depends on its numbers alone, not on how strips are shared out. */
+ * first. What a strip computes depends on its numbers alone, not on how strips are shared out.
+ *
+ * On 9.0, heads of 128 over at most 256 keys go to attention90.cu. */
 #include "attention.cuh"
-#include "launch.cuh"
-#include "team.cuh"
 #include "tile.cuh"
 
 #define TALL 2            /* 16-row tiles of a strip: what is loaded of keys and values serves as many products */
@@ -223,7 +223,7 @@ __device__ inline void gather(strip<D> &x, const float (&p)[TALL][2 * PAIRS][4],
     }
 }
 
-/* The quotients, each row's 16-byte pieces written whole: four lanes exchange theirs of four tiles. */
+/* The quotients. */
 template <int D>
 __device__ inline void finish(strip<D> &x, const attention_job &j, int column, int query)
 {
@@ -243,17 +243,8 @@ __device__ inline void finish(strip<D> &x, const attention_job &j, int column, i
 #pragma unroll
                 for (int e = 0; e < 4; e++)
                     w[e] = pack_bf16(x.o[i][n + e][2 * h] * share, x.o[i][n + e][2 * h + 1] * share);
-#pragma unroll
-                for (int bit = 1; bit < 4; bit *= 2) /* w[e] of lane f and w[f] of lane e change places */
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (!(e & bit)) {
-                            const bool high = four & bit;
-                            const unsigned got = __shfl_xor_sync(FULL_WARP, high ? w[e] : w[e | bit], bit);
-                            (high ? w[e] : w[e | bit]) = got;
-                        }
-                if (row < j.lq)
-                    *(uint4 *)row_of(j.o, row, column + 8 * (n + four)) = make_uint4(w[0], w[1], w[2], w[3]);
+                const uint4 piece = whole_piece(w);
+                if (row < j.lq) *(uint4 *)row_of(j.o, row, column + 8 * (n + four)) = piece;
             }
         }
 }

@@ -6,8 +6,6 @@
  * brings the next strip's queries as soon as it has these in registers. */
 #include "attention.cuh"
 #include "group.cuh"
-#include "launch.cuh"
-#include "team.cuh"
 
 #define D 128
 #define ROWS 64                 /* queries of a strip */
@@ -15,7 +13,6 @@
 #define WARP_BYTES (16 * D * 2) /* a warp's queries */
 #define QUERY_BYTES (GROUPS * 4 * WARP_BYTES)
 #define PARTS_MOST 4 /* of 64 keys */
-#define LOG2E 1.44269504f
 
 /* Half the columns of so many rows. */
 __host__ __device__ constexpr int half_bytes(int parts) { return parts * 64 * 64 * 2; }
@@ -54,7 +51,7 @@ __device__ inline void mark_last(float (&s)[8][4], int count, float more)
         }
 }
 
-/* The quotients, each row's 16-byte pieces written whole: four lanes exchange theirs of four tiles. */
+/* The quotients. */
 __device__ inline void finish(const float (&o)[2][8][4], const float (&sum)[2], const array &y, int column, int row0,
                               int end)
 {
@@ -71,18 +68,8 @@ __device__ inline void finish(const float (&o)[2][8][4], const float (&sum)[2], 
                 const float(&c)[4] = o[(n + e) / 8][(n + e) % 8];
                 w[e] = pack_bf16(c[2 * h] * share, c[2 * h + 1] * share);
             }
-#pragma unroll
-            for (int bit = 1; bit < 4; bit *= 2) /* w[e] of lane f and w[f] of lane e change places */
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (!(e & bit)) {
-                        const bool high = four & bit;
-                        const unsigned got = __shfl_xor_sync(FULL_WARP, high ? w[e] : w[e | bit], bit);
-                        (high ? w[e] : w[e | bit]) = got;
-                    }
-            if (row < end)
-                *(uint4 *)((__nv_bfloat16 *)y.data + row * y.ld + column + 8 * (n + four)) =
-                    make_uint4(w[0], w[1], w[2], w[3]);
+            const uint4 piece = whole_piece(w);
+            if (row < end) *(uint4 *)((__nv_bfloat16 *)y.data + row * y.ld + column + 8 * (n + four)) = piece;
         }
     }
 }
