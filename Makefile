@@ -133,6 +133,7 @@ $(SAN)/test_allocation_io: SAN_LINK = $(patsubst %,-Wl$(comma)--wrap=%,$(FAILING
 # The CUDA kernels: run on an emulated device (tests/cuda/emulator.h) under the same sanitizers, against the CPU backend; and
 # compiled by nvcc, if it is here. ARCHS="80 90 100 120" make kernels for all that a release has, with PTX of the last.
 ARCHS ?= 90
+NVCC_ARCHS := $(patsubst 90,90a,$(ARCHS))# with what only 9.0 has
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 KERNEL_FILES := $(wildcard kernels/*) $(wildcard tests/cuda/*.h tests/cuda/fake/*.h)
 EMU_CXX := $(if $(findstring clang,$(CC)),clang++,g++)
@@ -142,8 +143,8 @@ EMU_TESTS := $(patsubst tests/cuda/test_%,$(SAN)/cuda_%,$(basename $(wildcard te
 EMU_HOST := $(patsubst %,$(SAN)/csrc/ops/cuda/%.o,attention backend conv copy linear memory planes rows share) $(patsubst %,$(SAN)/tests/cuda/%.o,blas dnn)
 NVCC_OBJECTS := $(patsubst kernels/%.cu,build/nvcc/%.o,$(wildcard kernels/*.cu))
 NVCC_FLAGS = -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC -t0 \
-    $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
-    -gencode arch=compute_$(lastword $(ARCHS)),code=compute_$(lastword $(ARCHS))
+    $(foreach a,$(NVCC_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+    -gencode arch=compute_$(lastword $(NVCC_ARCHS)),code=compute_$(lastword $(NVCC_ARCHS))
 
 .PHONY: kernels
 kernels: | packages

@@ -5,9 +5,10 @@
  * first queries are at work on those that are there; or, where they are too many, a ring in which the next part comes while
  * one is in use. Each warp takes strips of ROWS queries, one after the other, and waits for no other warp once all keys are
  * there. The next strip's queries come while the last part of this one is summed; the odd part of the keys is therefore the
- * first. What a strip computes depends on its numbers alone, not on how strips are shared out. */
-#include "launch.cuh"
-#include "team.cuh"
+ * first. What a strip computes depends on its numbers alone, not on how strips are shared out.
+ *
+ * On 9.0, heads of 128 over at most 256 keys go to attention90.cu. */
+#include "attention.cuh"
 #include "tile.cuh"
 
 #define TALL 2            /* 16-row tiles of a strip: what is loaded of keys and values serves as many products */
@@ -55,6 +56,16 @@ __device__ inline void bring(shared_at to, const array &x, int column, int first
     const __nv_bfloat16 *from = row_of(x, first + row, column + piece * 8);
 #pragma unroll 1 /* registers are short where a strip's next queries are brought */
     for (; row < rows; row += step, from += step * x.ld) copy_piece(to + tile_piece<D>(row, piece), from, row < there);
+}
+
+/* The same rows, a warp's, come nearer: without it all warps that start together would wait for memory together. */
+template <int D>
+__device__ inline void foresee_strip(const array &x, int column, int first, int end)
+{
+    const int row = first + (int)threadIdx.x % 32;
+    if (row >= end) return;
+#pragma unroll
+    for (int c = 0; c < D; c += 64) foresee(row_of(x, row, column + c));
 }
 
 /* Keys of part `p`: from, to. */
@@ -212,7 +223,7 @@ __device__ inline void gather(strip<D> &x, const float (&p)[TALL][2 * PAIRS][4],
     }
 }
 
-/* The quotients, each row's 16-byte pieces written whole: four lanes exchange theirs of four tiles. */
+/* The quotients. */
 template <int D>
 __device__ inline void finish(strip<D> &x, const attention_job &j, int column, int query)
 {
@@ -232,17 +243,8 @@ __device__ inline void finish(strip<D> &x, const attention_job &j, int column, i
 #pragma unroll
                 for (int e = 0; e < 4; e++)
                     w[e] = pack_bf16(x.o[i][n + e][2 * h] * share, x.o[i][n + e][2 * h + 1] * share);
-#pragma unroll
-                for (int bit = 1; bit < 4; bit *= 2) /* w[e] of lane f and w[f] of lane e change places */
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (!(e & bit)) {
-                            const bool high = four & bit;
-                            const unsigned got = __shfl_xor_sync(FULL_WARP, high ? w[e] : w[e | bit], bit);
-                            (high ? w[e] : w[e | bit]) = got;
-                        }
-                if (row < j.lq)
-                    *(uint4 *)row_of(j.o, row, column + 8 * (n + four)) = make_uint4(w[0], w[1], w[2], w[3]);
+                const uint4 piece = whole_piece(w);
+                if (row < j.lq) *(uint4 *)row_of(j.o, row, column + 8 * (n + four)) = piece;
             }
         }
 }
@@ -309,7 +311,9 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
                 __syncwarp();
             }
             if (mine < end) {
-                const int next = p == j.parts - 1 && mine + warps < end ? (mine + warps) * ROWS : 0;
+                int next = mine + warps < end ? (mine + warps) * ROWS : 0;
+                if (p == 0 && next) foresee_strip<D>(j.q, head * D, next, j.lq);
+                if (p + 1 < j.parts) next = 0;
                 switch (p ? PART / 16 : odd) {
                 case 4: take_part<D, BIAS, 4>(x, j, head, mine * ROWS, p, queries, keys, next); break;
                 case 3: take_part<D, BIAS, 3>(x, j, head, mine * ROWS, p, queries, keys, next); break;
@@ -324,14 +328,12 @@ __global__ void __launch_bounds__(32 * WARPS, 1) attention_kernel(attention_job 
     }
 }
 
-/* How many blocks share the strips of a head: so that the last of them end together, at one block a multiprocessor. Half a
- * round is for the start of a block. */
-static int share_out(int heads, int64_t strips, int warps, int processors)
+int attention_shares(int heads, int64_t strips, int together, int processors)
 {
     int64_t least = INT64_MAX;
     int best = 1;
     for (int n = 1; n <= 64 && n <= strips; n++) {
-        const int64_t cost = ceil_div((int64_t)heads * n, processors) * (2 * ceil_div(strips, n) + warps);
+        const int64_t cost = ceil_div((int64_t)heads * n, processors) * (2 * ceil_div(strips, n) + together);
         if (cost < least) least = cost, best = n;
     }
     return best;
@@ -346,7 +348,7 @@ static int start(attention_job j, int processors, int shared, void *stream)
     const int room = (shared - warps * strip_bytes(D)) / part_bytes(D);
     if (room < wanted) return cudaErrorInvalidValue;
     j.slots = room < j.parts ? room : j.parts;
-    j.shares = share_out(j.heads, j.strips, warps, processors);
+    j.shares = attention_shares(j.heads, j.strips, warps, processors);
     const int bytes = warps * strip_bytes(D) + j.slots * part_bytes(D);
     const int error =
         (int)cudaFuncSetAttribute(attention_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -357,7 +359,7 @@ static int start(attention_job j, int processors, int shared, void *stream)
 int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale, int heads, int64_t d, int64_t lq,
                      int64_t lk, int64_t repeat, void *stream)
 {
-    int device, processors, shared;
+    int device, processors, shared, major;
     if (heads < 1 || (d != 64 && d != 128) || lq < 0 || lq > MOST || lk < 1 || lk > MOST || repeat < 1 ||
         (d == 128 && bias.data) || !(scale > 0.f) || !all_of(IPVG_K_BF16, o, q, k, v) || !all_of(IPVG_K_F32, bias) ||
         !aligned(o, q, k, v))
@@ -381,7 +383,10 @@ int ipvg_k_attention(array o, array q, array k, array v, array bias, float scale
     int error = (int)cudaGetDevice(&device);
     if (!error) error = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (!error) error = (int)cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (!error) error = (int)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error) return error;
+    if (d == 128 && lk <= 256 && major == 9)
+        return attention_by_groups({o, q, k, v, j.scale, j.more, heads, (int)lq, (int)lk, 0, 0}, processors, stream);
     if (d == 64)
         return bias.data ? start<64, true>(j, processors, shared, stream)
                          : start<64, false>(j, processors, shared, stream);

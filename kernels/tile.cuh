@@ -30,6 +30,9 @@ __device__ inline void copy_piece(shared_at to, const void *from, bool there)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
+/* Into the second-level cache, 128 bytes. */
+__device__ inline void foresee(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
+
 /* Until all that this thread has on its way is there; for others to see it, a barrier must follow. */
 __device__ inline void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -80,6 +83,8 @@ inline void copy_piece(shared_at to, const void *from, bool there)
     else
         memset(emulated(to), 0, 16);
 }
+
+inline void foresee(const void *) {}
 
 inline void copies_wait() {}
 

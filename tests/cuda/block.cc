@@ -166,6 +166,8 @@ extern "C" void emulator_exchange(uint64_t value, uint64_t all[32])
 
 extern "C" void *emulator_shared(void) { return shared; }
 
+const char *emulator_shared_end() { return shared_end; }
+
 static void new_shared(size_t bytes)
 {
     if (!shared_end) {

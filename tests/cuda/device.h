@@ -28,6 +28,9 @@ cudaError_t set_error(cudaError_t error); /* remembered for cudaGetLastError if 
 void drain_all();
 bool is_capturing();
 
+/* Where the guard page behind a block's dynamic shared memory begins; NULL before the first kernel. */
+const char *emulator_shared_end();
+
 void run_grid(const cudaLaunchConfig_t &config, const std::function<void()> &kernel);
 
 #endif

@@ -57,6 +57,9 @@ static void on_fault(int number, siginfo_t *info, void *)
         fprintf(stderr, "emulated device: %s, byte %td of an allocation of %zu, %s\n", opened ? "a kernel" : "the host",
                 at - entry.first, b.bytes, opened ? "read or wrote outside of it" : "touched device memory");
     }
+    const size_t past = (size_t)(at - emulator_shared_end());
+    if (emulator_shared_end() && past < PAGE)
+        fprintf(stderr, "emulated device: a kernel read or wrote byte %zu behind its shared memory\n", past);
     signal(number, SIG_DFL); /* the access is tried again, and now ends the process */
 }
 

@@ -99,6 +99,8 @@ int main(int argc, char **argv)
     test(1, 64, 1, 1, true, 1, 1), test(1, 128, 2, 1, false, 9, 1);
     test(1, 128, 40, 513, false, 40, 1);  /* more keys than a block has room for */
     test(1, 128, 600, 385, false, 2, 30); /* and several rounds of queries */
+    for (int64_t lk = 63; lk <= 257; lk += 32) test(2, 128, pick(60, 140), lk + lk % 2, false, pick(1, 9), 1);
+    test(1, 128, 530, 201, false, 312, 1), test(1, 128, 300, 256, false, 1, 30); /* several strips a warp group */
     test(2, 64, 70, 128, false, 1, 1), test(1, 64, 520, 70, true, 1, 1);
     test_refusals();
     printf("attention: worst relative L2 %.1e of %.0e\n", worst, BOUND);

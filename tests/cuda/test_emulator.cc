@@ -17,13 +17,20 @@ static int failures;
     if (!(condition)) failures++, printf("FAIL %s:%d: %s\n", __FILE__, __LINE__, #condition)
 
 template <typename... P, typename... A>
-static cudaError_t start(void (*kernel)(P...), unsigned blocks, unsigned threads, cudaStream_t stream, A... args)
+static cudaError_t start_shared(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared,
+                                cudaStream_t stream, A... args)
 {
     cudaLaunchConfig_t config = {};
+    config.dynamicSmemBytes = shared;
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
     config.stream = stream;
     return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+template <typename... P, typename... A>
+static cudaError_t start(void (*kernel)(P...), unsigned blocks, unsigned threads, cudaStream_t stream, A... args)
+{
+    return start_shared(kernel, blocks, threads, 0, stream, args...);
 }
 
 /* Whether `mistake` ends the process, with `word` in its last words. */
@@ -69,6 +76,17 @@ static void block_sum(int *out, const int *in)
     }
 }
 
+/* out[block] = how many of the first `n` floats of its shared memory are NaN; then they are not. */
+static void count_fresh(int *out, int n)
+{
+    float *shared = (float *)emulator_shared();
+    out[blockIdx.x] = 0;
+    for (int i = 0; i < n; i++) {
+        out[blockIdx.x] += std::isnan(shared[i]);
+        shared[i] = 0;
+    }
+}
+
 static void half_syncs(int)
 {
     if (threadIdx.x < 16) __syncthreads();
@@ -99,6 +117,10 @@ static void test_kernels()
         for (int i = 0; i < 96; i++) sum += in[(size_t)(k * 96 + i)];
         CHECK(out[(size_t)k] == sum);
     }
+    CHECK(start_shared(count_fresh, 4, 1, 400, nullptr, b, 100) == cudaSuccess);
+    cudaMemcpy(out.data(), b, 4 * sizeof(int), cudaMemcpyDeviceToHost);
+    for (int k = 0; k < 4; k++) CHECK(out[(size_t)k] == 100);
+    CHECK(start_shared(count_fresh, 1, 1, EMULATOR_SHARED + 1, nullptr, b, 1) == cudaErrorInvalidConfiguration);
     CHECK(start(write_at, 1, 2048, nullptr, a, 0) == cudaErrorInvalidConfiguration);
     CHECK(cudaGetLastError() == cudaErrorInvalidConfiguration && cudaGetLastError() == cudaSuccess);
     emulator_check();
@@ -123,6 +145,7 @@ static void test_mistakes()
         std::vector<int> host(64);
         start(write_at, 1, 1, nullptr, host.data(), 0);
     });
+    must_die("behind its shared memory", [] { start_shared(count_fresh, 1, 1, 400, nullptr, device_ints(1), 101); });
     must_die("__syncthreads", [] { start(half_syncs, 1, 64, nullptr, 0); });
     must_die("nobody can go on", [] { start(half_shuffles, 1, 32, nullptr, device_ints(32)); });
     must_die("bytes from byte", [] {

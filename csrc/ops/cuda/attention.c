@@ -4,7 +4,7 @@
 #include "dnn.h"
 
 #define SCORES ((int64_t)256 << 20) /* bytes of the score matrix */
-#define FEW 256 /* keys: up to here our own kernel is the faster one, since they all stay in shared memory */
+#define FEW 64 /* keys: up to here our own kernel is as fast as cuDNN (H200: 73 us and 78 of 34320 queries) */
 
 typedef struct job {
     ipvg_tensor *o;
