@@ -34,6 +34,7 @@ def dit(c: DitConfig, tensors: Tensors, device: str, dtype: torch.dtype = torch.
             freq_dim=c.freq_dim,
         )  # fmt: skip
     _fill(model, renamed("dit", tensors), dtype, EXACT)
+    model.set_attention_backend("native")  # what another model was set to holds for all
     with torch.device(device):  # its tables are no part of a state
         model.rope = WanRotaryPosEmbed(c.dim // c.num_heads, (1, 2, 2), model.config.rope_max_seq_len)
     return model
