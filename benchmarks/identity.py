@@ -97,10 +97,12 @@ def forwards(arm: arms_.Arm, setting: work.Setting) -> int:
 
 
 def describe(arm: arms_.Arm, setting: work.Setting, prints: dict[str, str]) -> str:
-    """What an arm's results depend on, as text: a file that says something else is of another run."""
+    """What an arm's results depend on, as text: a file that says something else is of another run. In float32 every
+    device computes the same, to 1e-4 of an embedding (tests/test_evidence.py -k each_kind): a row says which it was."""
     fields = dataclasses.asdict(dataclasses.replace(arm, rule=None, control="", table=""))
     rule = arm.rule and arm.rule.to_dict()
-    run = {k: v for k, v in dataclasses.asdict(setting).items() if k not in ("data", "checkpoint")}
+    places = ("data", "checkpoint", *(("device",) if setting.dtype == "float32" else ()))
+    run = {k: v for k, v in dataclasses.asdict(setting).items() if k not in places}
     return json.dumps({**fields, **run, "rule": rule, "seed": work.SEED, **prints}, sort_keys=True)
 
 

@@ -90,7 +90,9 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
     work.begin(setting)
     found = Results(arms, setting, folder)
     one = json.loads(str(next(iter(found.data.values()))["about"]))
-    settings = {k: one[k] for k in ("device", "dtype", "steps", "shift", "seed", "weights", "pairs_sha256")}
+    devices = sorted({str(device) for data in found.data.values() for device in data["device"]})
+    settings = {k: one[k] for k in ("dtype", "steps", "shift", "seed", "weights", "pairs_sha256")}
+    settings["device"] = " and ".join(devices)
     missing = [a.name for a in arms if a.name not in found.data]
     table = {"settings": settings | {"w": base, "paper_w": PAPER, "s": S}, "missing": missing,
              "measures": st.MEASURES, "rows": found.rows, "ratios": found.ratios()}  # fmt: skip

@@ -95,6 +95,7 @@ def one(job: tuple[Arm, int, str]) -> dict[str, np.ndarray]:
     arm, pair, path = job
     began, cpu = time.perf_counter(), time.process_time()
     found = {"enhanced": enhanced, "ratios": ratios}.get(arm.kind, clip)(arm, pair, path)
+    found["device"] = np.array(_worker["setting"].device)
     found["seconds"] = np.array([time.perf_counter() - began, time.process_time() - cpu], np.float32)
     return found
 
