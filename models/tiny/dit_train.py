@@ -13,7 +13,6 @@ import torch.distributed as dist
 import dit
 import dit_data
 import nets
-import rotary
 import text
 import vae
 from muon import FlatMuon
@@ -274,15 +273,14 @@ def synthetic(n, device, size=16):
     }  # fmt: skip
 
 
-def bench(phases, device, ways=("kernel",), log=print):
-    """Times a step of each (references, latent frames, batch, steps), one GPU, data drawn from a cache; for each way to
-    turn queries and keys (rotary.py)."""
+def bench(phases, device, log=print):
+    """Times a step of each (references, latent frames, batch, steps), one GPU, data drawn from a cache."""
     cache = synthetic(1024, device)
-    for phase, rotary.WAY in itertools.product(phases, ways):
+    for phase in phases:
         torch.cuda.reset_peak_memory_stats()
         found = times_of(cache, *phase, device)
         found["GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        log("dit bench, turn", rotary.WAY, *phase, json.dumps({k: float(f"{v:.5g}") for k, v in found.items()}))
+        log("dit bench", *phase, json.dumps({k: float(f"{v:.5g}") for k, v in found.items()}))
 
 
 def times_of(cache, refs, frames, size, steps, device):

@@ -132,7 +132,7 @@ def run_bench(a, device, log):
     if a.phases:
         import dit_train
 
-        return dit_train.bench(phases_of(a), device, a.turn.split(","), log)
+        return dit_train.bench(phases_of(a), device, log)
     import pool
 
     for n in (256, 1024):
@@ -153,7 +153,6 @@ def main():
     p.add_argument("--phases", default="")
     p.add_argument("--seconds", type=float, default=540, help="stop, and save, after so long")
     p.add_argument("--settle", type=float, default=0, help="dit: the rate falls over the last so many of --seconds")
-    p.add_argument("--turn", default="kernel", help="bench: ways to turn queries and keys (rotary.py), a comma list")
     p.add_argument("--lr", type=float, default=0.0, help="peak; 0.001 for vae (AdamW), 0.01 for dit (Muon)")
     p.add_argument("--pool", type=int, default=0, help="people or clips to render")
     p.add_argument("--seed", type=int, default=0, help="another pool of people for cache")
