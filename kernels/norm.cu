@@ -141,16 +141,14 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
 
 /* ==== RMS norm, with rotary embedding or without ==== */
 
-template <int V, bool Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1) rms_norm_kernel(array y, array x, array w, const float *rope, int head,
-                                                                float eps, int64_t rows, int64_t d, int lanes)
+template <int V, bool Rope>
+__device__ inline void rms_norm(const team &t, array y, array x, array w, const float *rope, int head, float eps,
+                                int64_t rows, int64_t d)
 {
-    const team t(lanes);
-    if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
     const array angles = {(void *)rope, IPVG_K_F32, 0};
-    const bool alike = t.lanes * V % head == 0; /* a lane's chunks have the same columns of their heads */
+    const bool alike = Rope && t.lanes * V % head == 0; /* a lane's chunks have the same columns of their heads */
     float turn[V], squares = 0.f;
-    if (rope && t.row < rows) load_vector<V>(turn, angles, t.row * head + t.lane * V % head);
+    if (Rope && t.row < rows) load_vector<V>(turn, angles, t.row * head + t.lane * V % head);
     norm_row<V> row(t, x, rows, d);
     row.each([&](const float(&v)[V], int) {
 #pragma unroll
@@ -162,19 +160,34 @@ __global__ void __launch_bounds__(TEAM_MOST, 1) rms_norm_kernel(array y, array x
         load_vector<V>(f, w, column);
 #pragma unroll
         for (int i = 0; i < V; i++) out[i] = v[i] * inverse * f[i];
-        if constexpr (V % 2 == 0) {
-            if (rope) {
-                if (!alike) load_vector<V>(turn, angles, t.row * head + column % head);
+        if constexpr (Rope) {
+            if (!alike) load_vector<V>(turn, angles, t.row * head + column % head);
 #pragma unroll
-                for (int i = 0; i < V; i += 2) {
-                    const float a = out[i], b = out[i + 1];
-                    out[i] = a * turn[i] - b * turn[i + 1];
-                    out[i + 1] = b * turn[i] + a * turn[i + 1];
-                }
+            for (int i = 0; i < V; i += 2) {
+                const float a = out[i], b = out[i + 1];
+                out[i] = a * turn[i] - b * turn[i + 1];
+                out[i + 1] = b * turn[i] + a * turn[i + 1];
             }
         }
         store<V>(y, t.row * y.ld + column, out);
     });
+}
+
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    rms_norm_kernel(array y, array x, array w, float eps, int64_t rows, int64_t d, int lanes)
+{
+    if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
+    rms_norm<V, false>(team(lanes), y, x, w, NULL, 1, eps, rows, d);
+}
+
+template <int V, bool Usual>
+__global__ void __launch_bounds__(TEAM_MOST, 1)
+    rms_norm_rope_kernel(array y, array x, array w, const float *rope, int head, float eps, int64_t rows, int64_t d,
+                         int lanes)
+{
+    if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
+    rms_norm<V, true>(team(lanes), y, x, w, rope, head, eps, rows, d);
 }
 
 /* ==== quantisation alone ==== */
@@ -274,7 +287,7 @@ int ipvg_k_rms_norm(array y, array x, array w, float eps, int64_t rows, int64_t 
     w = flat(w);
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w)) return cudaErrorInvalidValue;
     ROWS(rms_norm_kernel, 1, wide(d, y, x, w), all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y,
-         x, w, (const float *)NULL, 1, eps);
+         x, w, eps);
 }
 
 int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads, float eps, int64_t rows, int64_t d,
@@ -285,8 +298,8 @@ int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads
         return cudaErrorInvalidValue;
     const int head = (int)(d / heads);
     const bool fast = wide(d, y, x, w, array{(void *)rope, IPVG_K_F32, 0}) && head % 8 == 0;
-    ROWS(rms_norm_kernel, 2, fast, all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y, x, w, rope,
-         head, eps);
+    ROWS(rms_norm_rope_kernel, 2, fast, all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y, x, w,
+         rope, head, eps);
 }
 
 int ipvg_k_quantise_rows(array y, float *y_scale, array x, int64_t rows, int64_t d, void *stream)

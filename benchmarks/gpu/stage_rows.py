@@ -194,11 +194,12 @@ def video(bench: Bench) -> Iterator[Row]:
         weights.write_rest(folder, weights.make(sizes.umt5, bench.device), weights.make(sizes.vae, bench.device))
         bench.meter.empty()
         with bench.ours(row) as device:
-            pipe = Pipeline(Checkpoint.open(folder), device)
+            pipe = Pipeline(Checkpoint.open(folder), device, keep_text_encoder=True)  # loaded before, as the peer's is
             job = {"references": [picture], "size": (width, height), "frames": frames, "guidance": tpige_code()}
             pipe.generate("A person walks along the shore. " * 20, steps=1, **job)
-            if device.memory:  # of a first job: later ones find the transformer there
-                told = memory.estimate(pipe.checkpoint, width=width, height=height, frames=frames, device=device)
+            if device.memory:
+                size = {"width": width, "height": height, "frames": frames}
+                told = memory.estimate(pipe.checkpoint, **size, device=device, keep_text_encoder=True)
                 _estimate(row, sum(told.values()), device.memory)
             pipe._zeros.clear()
             made = pipe.generate("A person walks along the shore. " * 20, steps=steps, **job)
