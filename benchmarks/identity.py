@@ -1,15 +1,15 @@
 """Does identity-aware guidance raise identity over classifier-free guidance of equal weight, and at what cost?
 
     python models/tiny/pairs.py --out pairs.npz         # once, with torch: held-out people, captions, rendered clips
-    python benchmarks/identity.py run --data pairs.npz --processes 32
+    python benchmarks/identity.py run --data pairs.npz --workers 32
     python benchmarks/identity.py report --data pairs.npz
 
 `run` makes the clips of every arm (benchmarks/evidence/arms.py) with ipvg and keeps what the judges saw of them in
 --work, one file an arm; a second call does what is missing, so it may be stopped at any time, or with --seconds.
 `report` writes benchmarks/results/identity.{json,md,jpg}. Without a command: what the last report says.
 
-Needs ONNX Runtime besides ipvg. On CPUs a worker has one thread: as many workers as cores are fastest. With --device
-cuda the workers share the GPU. `run --list` tells the arms and their model forwards.
+Needs ONNX Runtime besides ipvg. On CPUs a worker is a process with one thread: as many as there are cores are fastest.
+With --device cuda workers are threads that share the GPU. `run --list` tells the arms and their model forwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before anything is loaded: a worker has one core
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "ipvg-tiny"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=128, help="of the main set; conflicts: half as many")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sweep-steps", type=int, default=10, help="of the sweep over blocks")
@@ -163,21 +163,20 @@ def run(arms: list[arms_.Arm], setting: work.Setting, args) -> int:
         have = {int(pair) for pair in load(store.path(arm), store.about(arm)).get("pairs", ())}
         jobs += [(arm, pair, enhanced) for pair in range(count(arm, setting, args)) if pair not in have]
     total = sum(forwards(arm, setting) for arm, _, _ in jobs)
-    print(f"{len(arms)} arms, {len(jobs)} clips to make, {total} model forwards, {args.processes} workers", flush=True)
+    print(f"{len(arms)} arms, {len(jobs)} clips to make, {total} model forwards, {args.workers} workers", flush=True)
     store.expect(jobs)
     began, waiting = time.monotonic(), {}
     for number in (signal.SIGINT, signal.SIGTERM):  # `timeout` and a background job end a run as Ctrl-C does
         signal.signal(number, signal.default_int_handler)
-    context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(args.processes, context, work.begin, (setting,)) as pool:
+        with workers(setting, args.workers) as pool:
             with contextlib.suppress(KeyboardInterrupt):
                 for late in (False, True):  # what is made from enhanced pairs comes when they are there
                     for job in (job for job in jobs if job[0].enhanced == late):
                         if time.monotonic() - began > args.seconds:
                             break
                         waiting[pool.submit(work.one, job)] = job
-                        if len(waiting) >= 2 * args.processes:
+                        if len(waiting) >= 2 * args.workers:
                             store.take(waiting)
                     store.take(waiting, everything=True)
             pool.shutdown(cancel_futures=True)
@@ -185,6 +184,13 @@ def run(arms: list[arms_.Arm], setting: work.Setting, args) -> int:
         store.finish()
     print(f"{store.done} of {len(jobs)} clips in {time.monotonic() - began:.0f} s", flush=True)
     return 0
+
+
+def workers(setting: work.Setting, count: int) -> Executor:
+    """Processes; on a GPU threads, whose kernels run beside each other: processes would take turns on it."""
+    if setting.device.startswith("cuda"):
+        return ThreadPoolExecutor(count, "worker", work.begin, (setting,))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), work.begin, (setting,))
 
 
 def count(arm: arms_.Arm, setting: work.Setting, args) -> int:

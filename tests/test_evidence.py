@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_a_pair_of_each_kind_is_made(pairs, name):
     arm = next(a for a in arms_.listed(1.0, 12, 10) if a.name == name)
     made = {}
     for device in dict.fromkeys(("cpu", os.environ.get("IPVG_DEVICE", "cpu"))):
-        for cache in (work.pipeline, work.table, work.states, work.source):
+        for cache in (work.table, work.states, work.source):
             cache.cache_clear()
         work.begin(work.Setting(str(pairs), str(bundled.FOLDER), device, steps=1))
         made[device] = work.one((arm, 0, ""))
@@ -136,3 +137,16 @@ def test_a_pair_of_each_kind_is_made(pairs, name):
         for key in ("face", "rms", "picture"):
             if key in cpu:
                 assert relative_l2(np.float64(other[key]), np.float64(cpu[key])) < 2e-3, key
+
+
+def test_threads_make_what_one_makes(pairs):
+    """As workers on a GPU: a pipeline each, at once."""
+    pytest.importorskip("onnxruntime")
+    arm = next(a for a in arms_.listed(1.0, 12, 10) if a.name == "none")
+    work.begin(work.Setting(str(pairs), str(bundled.FOLDER), steps=1))
+    jobs = [(arm, pair, "") for pair in (0, 1, 0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(work.one, jobs))
+    for job, found in zip(jobs[:2], made):
+        assert np.array_equal(found["face"], work.one(job)["face"])
+    assert np.array_equal(made[0]["face"], made[2]["face"]) and not np.array_equal(made[0]["face"], made[1]["face"])

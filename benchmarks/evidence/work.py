@@ -1,10 +1,11 @@
-"""How one pair of one arm is made and looked at. Runs in a worker process: one pipeline, the judges, the pairs."""
+"""How one pair of one arm is made and looked at. Runs in workers: processes on a CPU, threads that share a GPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import threading
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ SEED = 7000  # of pair 0's noise, the same in every arm
 RATIO_PAIRS = 16
 
 _worker: dict = {}
+_own = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +35,17 @@ class Setting:
 
 def begin(setting: Setting) -> None:
     """Of a worker: everything is loaded at first use."""
-    _worker.clear()
     _worker["setting"] = setting
 
 
-@functools.lru_cache(None)
 def pipeline():
+    """A thread's own: a device's queue takes one call at a time."""
     from ipvg import Pipeline
 
     s = _worker["setting"]
-    return Pipeline.load(s.checkpoint, device=s.device, threads=1, dtype=s.dtype)
+    if getattr(_own, "setting", None) != s:
+        _own.setting, _own.pipe = s, Pipeline.load(s.checkpoint, device=s.device, threads=1, dtype=s.dtype)
+    return _own.pipe
 
 
 def folder_of_judges():
@@ -93,10 +96,10 @@ def enhancements(path: str) -> dict:
 def one(job: tuple[Arm, int, str]) -> dict[str, np.ndarray]:
     """(arm, pair, file of the "enhanced" arm) -> arrays of that pair."""
     arm, pair, path = job
-    began, cpu = time.perf_counter(), time.process_time()
+    began, cpu = time.perf_counter(), time.thread_time()
     found = {"enhanced": enhanced, "ratios": ratios}.get(arm.kind, clip)(arm, pair, path)
     found["device"] = np.array(_worker["setting"].device)
-    found["seconds"] = np.array([time.perf_counter() - began, time.process_time() - cpu], np.float32)
+    found["seconds"] = np.array([time.perf_counter() - began, time.thread_time() - cpu], np.float32)
     return found
 
 
