@@ -60,6 +60,17 @@ def test_the_transformer_computes_what_the_cpu_does(config, options, dtype):
     assert relative_l2(ours, want) <= BOUND[dtype]
 
 
+@pytest.mark.parametrize("words", [20, 255, 256])
+def test_short_and_long_texts(words, dtype):
+    """Padding is one row that counts often; in 16 bits only where no more than 256 rows remain."""
+    config, rows = WIDE | {"text_len": 300}, {}
+    given, weights = test_dit.inputs(config, text=words), test_dit.weights_of(config)
+    dit = test_dit.model(weights, config, gpu(dtype))
+    dit.text(given[2], trace=rows.__setitem__)
+    assert len(rows["text_rows"]) == (300 if words == 256 and dtype == "bfloat16" else words // 8 * 8 + 8)
+    assert relative_l2(test_dit.run(dit, *given), test_dit.run(test_dit.model(weights, config), *given)) <= BOUND[dtype]
+
+
 def test_normalised_attention_guidance(dtype):
     given = test_dit.inputs(WIDE)
     away = np.random.default_rng(9).standard_normal((3, WIDE["text_dim"])).astype(np.float32)

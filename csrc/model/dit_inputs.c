@@ -106,12 +106,13 @@ done:
 }
 
 /* Of that many words. Rows go in eights: 16 bytes that kernels read at once, and few shapes whose algorithms are timed. */
-static ipvg_dit_text text_shell(const ipvg_dit *dit, ipvg_dtype dtype, int64_t words)
+static ipvg_dit_text text_shell(const ipvg_dit *dit, const ipvg_backend *be, int64_t words)
 {
     const ipvg_dit_config *c = &dit->config;
-    const int64_t padded = words / 8 * 8 + 8, rows = padded < c->text_len ? padded : c->text_len;
+    const int64_t padded = words / 8 * 8 + 8,
+                  rows = padded < c->text_len && padded <= be->few_keys ? padded : c->text_len;
     return (ipvg_dit_text){.dit = dit,
-                           .kv = ipvg_tensor_of(NULL, dtype, c->layers + c->n_vace, 2, rows, c->dim),
+                           .kv = ipvg_tensor_of(NULL, be->activation, c->layers + c->n_vace, 2, rows, c->dim),
                            .repeat = c->text_len - rows + 1};
 }
 
@@ -130,7 +131,7 @@ ipvg_status ipvg_dit_text_new(ipvg_exec *ex, ipvg_dit_text **out, const ipvg_dit
     }
     text = malloc(sizeof *text);
     if (!text) return ipvg_fail(ex->ctx, IPVG_E_MEMORY, "text: no memory");
-    *text = text_shell(dit, ex->be->activation, states->shape[0]);
+    *text = text_shell(dit, ex->be, states->shape[0]);
     ipvg_arena_plan(ex->arena);
     IPVG_TRY(text_run(ex, text, states));
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak));
@@ -320,7 +321,7 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
     memset(blurred, IPVG_DIT_BLUR, sizeof blurred);
     for (int b = 0; b < job->branches; b++) {
         const ipvg_dit_text *own = &text[b < job->hints ? b : job->hints - 1]; /* another text: other hints */
-        text[b] = text_shell(dit, be->activation, c->text_len);
+        text[b] = text_shell(dit, be, c->text_len);
         branch[b] = (ipvg_dit_branch){.text = own, .context = &context, .blur = 1.f, .nag = {NULL, 1.f, 1.f, 1.f}};
         if (job->blur) branch[b].perturb = blurred;
         if (job->nag) branch[b].nag.text = own;

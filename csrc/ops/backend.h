@@ -47,6 +47,7 @@ struct ipvg_backend {
     ipvg_dtype activation; /* what transformers keep their activations in: IPVG_F32, on a GPU also IPVG_BF16 */
     ipvg_dtype video;      /* what the VAE keeps its frames in: IPVG_F32, on a GPU also IPVG_F16 */
     int64_t ffn_rows;      /* tokens that pass a feed-forward net together: bounds its inner buffer */
+    int64_t few_keys;      /* up to so many, attention whose last key stands for many is faster than over all of them */
     bool native;           /* the machine has units for it; otherwise the same numbers at float32's speed */
     bool host;             /* its memory is the host's: arrays and mapped weights are used in place */
     ipvg_memory memory;

@@ -82,6 +82,7 @@ ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype c
         .activation = IPVG_F32, /* the values are rounded inside linear instead */
         .video = IPVG_F32,
         .ffn_rows = 2048,
+        .few_keys = INT64_MAX,
         .host = true,
         .native = compute == IPVG_F32 || cpu->matmul16,
         .memory = ipvg_host_memory,

@@ -185,6 +185,8 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         .video =
             activation == IPVG_BF16 ? IPVG_F16 : IPVG_F32, /* its values are small: three more bits than bfloat16 */
         .ffn_rows = INT64_MAX,
+        /* H200, 34320 queries: 104 us over 208 keys and 270 over 384 by our kernels, 191 over all 512 by cuDNN's */
+        .few_keys = activation == IPVG_BF16 ? 256 : INT64_MAX,
         .native = true,
         .memory = ipvg_cuda_memory(cuda),
         .meter = &cuda->meter,
