@@ -80,9 +80,10 @@ PyArrayObject *ipvg_py_float_array(PyObject *obj, const char *what, int ndim, co
         goto done;
     }
     npy_intp first;
-    Py_BEGIN_ALLOW_THREADS first = first_odd(PyArray_DATA(a), PyArray_SIZE(a), threads);
-    Py_END_ALLOW_THREADS if (first < PyArray_SIZE(a))
-    {
+    Py_BEGIN_ALLOW_THREADS;
+    first = first_odd(PyArray_DATA(a), PyArray_SIZE(a), threads);
+    Py_END_ALLOW_THREADS;
+    if (first < PyArray_SIZE(a)) {
         PyErr_Format(PyExc_ValueError, "%s: element %zd is not finite", what, (Py_ssize_t)first);
         Py_CLEAR(a);
     }

@@ -54,6 +54,32 @@ def halve(path):
     onnx.save(model, path)
 
 
+def to_onnx(net, x, path):
+    """x: two examples of what it takes."""
+    torch.onnx.export(
+        net,
+        (x,),
+        path,
+        input_names=["pixels"],
+        output_names=["out"],
+        dynamo=False,
+        dynamic_axes={"pixels": {0: "n"}, "out": {0: "n"}},
+        opset_version=17,
+    )
+    halve(path)
+
+
+def add_judge(net, name, **about):
+    """A judge of single portraits beside the others, and what judges.json says of it."""
+    to_onnx(net, torch.zeros(2, 3, 128, 128), os.path.join(JUDGES, name + ".onnx"))
+    path = os.path.join(JUDGES, "judges.json")
+    with open(path) as f:
+        table = json.load(f) | about
+    with open(path, "w") as f:
+        json.dump(table, f, indent=1)
+        f.write("\n")
+
+
 def export_judges(state):
     os.makedirs(JUDGES, exist_ok=True)
     face = torch.zeros(2, 3, 128, 128)
@@ -65,17 +91,7 @@ def export_judges(state):
     ):
         load_net(net, os.path.join(state, {"face": "a", "face_b": "b"}.get(name, name) + ".pt"), "cpu")
         path = os.path.join(JUDGES, name + ".onnx")
-        torch.onnx.export(
-            net,
-            (x,),
-            path,
-            input_names=["pixels"],
-            output_names=["out"],
-            dynamo=False,
-            dynamic_axes={"pixels": {0: "n"}, "out": {0: "n"}},
-            opset_version=17,
-        )
-        halve(path)
+        to_onnx(net, x, path)
         print(path, os.path.getsize(path))
     from people import HAIR_COLOURS, HAIR_STYLES
     from scenes import CATEGORIES

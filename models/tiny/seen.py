@@ -9,8 +9,6 @@ have seeds from pool.HELD_OUT on; some kinds are held out too (`untaught`). Writ
 """
 
 import argparse
-import json
-import os
 import time
 
 import numpy as np
@@ -28,7 +26,7 @@ import text
 import traits
 import vae
 import world
-from export import shipped_vae
+from export import add_judge, shipped_vae
 
 SIZE = 128
 
@@ -183,7 +181,8 @@ def train(a):
         if step % 100 == 0 or step == a.steps - 1:
             print(step, round(loss.item(), 4), f"{time.time() - began:.0f} s", flush=True)
     net.eval()
-    export(net, measure(net, codec, a.held), len(images))
+    about = f"a logit, above 0 where single pictures show a face; trained on {len(images)} people (seen.py)"
+    add_judge(net, "seen", seen=about, seen_figures=measure(net, codec, a.held))
 
 
 @torch.no_grad()
@@ -202,31 +201,6 @@ def measure(net, codec, held):
         found[kind] = {"face": face, "pictures": len(x), "wrong": round(float((said != face).float().mean()), 4)}
         print(kind, found[kind], flush=True)
     return found
-
-
-def export(net, found, count):
-    from export import JUDGES, halve
-
-    path = os.path.join(JUDGES, "seen.onnx")
-    torch.onnx.export(
-        net,
-        (torch.zeros(2, 3, SIZE, SIZE),),
-        path,
-        input_names=["pixels"],
-        output_names=["out"],
-        dynamo=False,
-        dynamic_axes={"pixels": {0: "n"}, "out": {0: "n"}},
-        opset_version=17,
-    )
-    halve(path)
-    about = os.path.join(JUDGES, "judges.json")
-    with open(about) as f:
-        table = json.load(f)
-    table["seen"] = f"a logit, above 0 where single pictures show a face; trained on {count} people (seen.py)"
-    table["seen_figures"] = found
-    with open(about, "w") as f:
-        json.dump(table, f, indent=1)
-        f.write("\n")
 
 
 def main():

@@ -10,7 +10,6 @@ thresholds into judges.json: the least confidence at which 97 % of what it says 
 
 import argparse
 import functools
-import json
 import os
 import time
 
@@ -151,7 +150,11 @@ def train(a):
         if step % 100 == 0 or step == a.steps - 1:
             print(step, round(loss.item(), 3), f"{time.time() - began:.0f} s", flush=True)
     net.eval()
-    export(net, measure(net, a.held), len(images))
+    from export import add_judge
+
+    about = f"logits of single portraits, heads in this order; trained on {len(images)} people (traits.py)"
+    heads = {h: list(v) for h, v in HEADS.items()}
+    add_judge(net, "traits", traits=about, trait_heads=heads, trait_figures=measure(net, a.held))
 
 
 @torch.no_grad()
@@ -175,32 +178,6 @@ def measure(net, held):
         }
         print(head, found[head])
     return found
-
-
-def export(net, found, count):
-    from export import halve
-
-    path = os.path.join(JUDGES, "traits.onnx")
-    torch.onnx.export(
-        net,
-        (torch.zeros(2, 3, 128, 128),),
-        path,
-        input_names=["pixels"],
-        output_names=["out"],
-        dynamo=False,
-        dynamic_axes={"pixels": {0: "n"}, "out": {0: "n"}},
-        opset_version=17,
-    )
-    halve(path)
-    about = os.path.join(JUDGES, "judges.json")
-    with open(about) as f:
-        table = json.load(f)
-    table["traits"] = f"logits of single portraits, heads in this order; trained on {count} people (traits.py)"
-    table["trait_heads"] = {h: list(v) for h, v in HEADS.items()}
-    table["trait_figures"] = found
-    with open(about, "w") as f:
-        json.dump(table, f, indent=1)
-        f.write("\n")
 
 
 def main():
