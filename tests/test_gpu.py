@@ -162,6 +162,32 @@ def test_a_sampler_on_the_gpu_follows_the_cpu(golden_dir):
     assert relative_l2(latents[1], latents[0]) <= 1e-4
 
 
+def test_a_small_forward_is_replayed_to_the_same_bytes(dtype):
+    """From its second run on a set of branches is one graph. At each step the velocities are those of a forward of its own,
+    whatever comes in between: other branches, other scales, other scratch."""
+    from ipvg.schedule import Schedule
+
+    device = gpu(dtype)
+    config = test_dit.CONFIG | {"out_dim": test_dit.CONFIG["in_dim"]}
+    dit, (x, _, text, context) = test_dit.model(config=config, device=device), test_dit.inputs(config)
+    texts, context = (dit.text(text), dit.text(-text)), dit.context(context, frames=x.shape[1])
+    schedule, options = Schedule(12, 5.0)._core, [{}, {"scale": (1.0, 1.0, 1.0)}]
+    branches = [(texts[b], context, options[b], False, 0) for b in (0, 1)]
+    both = [k % 5 < 3 for k in range(12)]
+    run = _core.Sampler(dit, schedule, branches, np.array([[2, -1 * two] for two in both], np.float32), x)
+    for k, two in enumerate(both):
+        if k == 6:
+            options[1] = {"scale": (0.5, 0.0, 1.5)}
+            run.set_scale(1, options[1]["scale"])
+        if k == 8:
+            device.release()
+        x = np.array(run.tensor("latent"))
+        run.step()
+        for b in range(1 + two):
+            alone = dit.forward(x, float(schedule.timesteps[k]), texts[b], context, **options[b])
+            assert np.array_equal(np.asarray(run.tensor(b)), alone), (k, b)
+
+
 def test_cancel_stops_soon_and_the_model_goes_on():
     device = gpu("bfloat16")
     dit, given = test_dit.model(config=LONG, device=device), test_dit.inputs(LONG, size=LONG_SIZE)

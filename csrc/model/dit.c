@@ -272,21 +272,27 @@ done:
     return status;
 }
 
-ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x_t, double t,
-                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count)
+typedef struct passage {
+    ipvg_tensor *const *velocity;
+    const ipvg_tensor *x;
+    const ipvg_dit *dit;
+    const ipvg_dit_branch *const *branch;
+    int count;
+    ipvg_tensor e, e0; /* of the timestep */
+} passage;
+
+/* All of a forward but the timestep, which comes from the host. */
+static ipvg_status pass(ipvg_exec *ex, const void *user)
 {
-    const ipvg_dit_config *cfg = &dit->config;
+    const passage *f = user;
+    const ipvg_dit_config *cfg = &f->dit->config;
     size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_dit_given given = {.config = cfg};
+    ipvg_dit_given given = {.config = cfg, .context = f->branch[0]->context, .e0 = f->e0};
     ipvg_dit_pass p;
-    ipvg_tensor e;
     ipvg_status status;
 
-    IPVG_TRY(check_forward(ex, velocity, x_t, t, dit, branch, count));
-    given.context = branch[0]->context;
-    IPVG_TRY(ipvg_dit_time(ex, &e, &given.e0, t, dit));
-    IPVG_TRY(ipvg_dit_pass_begin(ex, &p, dit, branch, count));
-    IPVG_TRY(embed(ex, &p.x.state[0], x_t, dit));
+    IPVG_TRY(ipvg_dit_pass_begin(ex, &p, f->dit, f->branch, f->count));
+    IPVG_TRY(embed(ex, &p.x.state[0], f->x, f->dit));
     IPVG_TRY(begin_vace(ex, &p));
     for (int i = 0, n = 0; i < cfg->layers; i++) {
         const bool hinted = n < cfg->n_vace && cfg->vace_layers[n] == i;
@@ -298,12 +304,30 @@ ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const 
         if (hinted) IPVG_TRY(add_hints(ex, &p, n++));
         IPVG_TRY(see_states(ex, &p, &p.x, "block", i, ""));
     }
-    for (int b = 0; b < count; b++) {
+    for (int b = 0; b < f->count; b++) {
         if (p.x.lead[b] == b)
-            IPVG_TRY(head(ex, velocity[b], &p.x.state[b], &e, dit));
+            IPVG_TRY(head(ex, f->velocity[b], &p.x.state[b], &f->e, f->dit));
         else
-            IPVG_TRY(ipvg_dit_copy(ex, velocity[b], velocity[p.x.lead[b]]));
+            IPVG_TRY(ipvg_dit_copy(ex, f->velocity[b], f->velocity[p.x.lead[b]]));
     }
+done:
+    ipvg_arena_reset(ex->arena, mark);
+    return status;
+}
+
+ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x_t, double t,
+                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count, ipvg_replay *again)
+{
+    size_t mark = ipvg_arena_mark(ex->arena);
+    passage f = {.velocity = velocity, .x = x_t, .dit = dit, .branch = branch, .count = count};
+    ipvg_status status;
+
+    IPVG_TRY(check_forward(ex, velocity, x_t, t, dit, branch, count));
+    IPVG_TRY(ipvg_dit_time(ex, &f.e, &f.e0, t, dit));
+    if (again && !dit->stream && branch[0]->context->rope.shape[0] * dit->config.dim <= ex->be->small)
+        IPVG_TRY(ipvg_replay_run(ex, again, pass, &f));
+    else
+        IPVG_TRY(pass(ex, &f));
 done:
     ipvg_arena_reset(ex->arena, mark);
     return status;

@@ -6,10 +6,10 @@
  *     IPVG_TRY(ipvg_dit_context_new(ex, &context, dit, &vace, frames));       // once a source
  *     const ipvg_dit_branch cond = {text, context}, uncond = {other, context}, *const both[] = {&cond, &uncond};
  *     ipvg_arena_plan(ex->arena);                                             // once: how much scratch?
- *     IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2));
+ *     IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2, NULL));
  *     IPVG_TRY(ipvg_arena_reserve(ctx, &be->memory, ex->arena, ex->arena->peak));
  *     for (each step)                                                         // allocates nothing
- *         IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2));
+ *         IPVG_TRY(ipvg_dit_forward(ex, velocity, &x, t, dit, both, 2, NULL));
  *
  * What does not change from step to step is made once: the text embedding and every block's cross-attention keys and
  * values (ipvg_dit_text), the embedded VACE context and the rotary table (ipvg_dit_context). Hints depend on x and t and
@@ -26,6 +26,7 @@
 #define IPVG_MODEL_DIT_H
 
 #include "../ops/ops.h"
+#include "../ops/replay.h"
 #include "weights.h"
 
 #define IPVG_DIT_MAX_LAYERS 256
@@ -110,9 +111,10 @@ typedef struct ipvg_dit_branch {
 /* velocity[b] (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma) as branch[b] predicts it,
  * for 1 to IPVG_DIT_BRANCHES branches, all in the backend's memory; F, h, w as the contexts were made for. A velocity may
  * be x. Takes its scratch from ex->arena and allocates nothing else; in planning mode only shapes are read.
- * IPVG_E_CANCELLED within one block. A trace sees what branches share once. */
+ * IPVG_E_CANCELLED within one block. A trace sees what branches share once.
+ * again: of calls in which only t and the numbers in x differ, see ops/replay.h; or NULL. */
 ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x, double t,
-                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count);
+                             const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count, ipvg_replay *again);
 
 /* What a latent of that size needs besides the weights, in bytes: measured by planning, nothing is allocated. */
 typedef struct ipvg_dit_bytes {

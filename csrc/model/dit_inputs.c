@@ -340,7 +340,7 @@ ipvg_status ipvg_dit_memory(ipvg_context *ctx, const ipvg_backend *be, ipvg_dit_
         if (i == 1) IPVG_TRY(context_run(&ex, &context, &given));
         for (int b = 0; b < job->branches && i == 3; b++)
             text[b].repeat = 2; /* a shorter one: perhaps another kernel */
-        if (i >= 2) IPVG_TRY(ipvg_dit_forward(&ex, velocities, &x, 0, dit, branches, job->branches));
+        if (i >= 2) IPVG_TRY(ipvg_dit_forward(&ex, velocities, &x, 0, dit, branches, job->branches, NULL));
         if (arena.peak > out->scratch) out->scratch = arena.peak;
     }
 done:

@@ -56,6 +56,13 @@ struct ipvg_backend {
     void (*free)(ipvg_backend *be);
     void (*begin)(const ipvg_backend *be); /* in the thread that is about to call; or NULL */
     ipvg_status (*pace)(ipvg_exec *ex);    /* once a block: what ipvg_pace says; or NULL */
+    /* See replay.h. From `keep` to `kept` operations are kept instead of run; `kept` returns them, or NULL if the device could
+     * not, and `play` queues them. NULL where there is nothing to gain, as in a state of more than `small` numbers. */
+    int64_t small;
+    ipvg_status (*keep)(ipvg_exec *ex);
+    void *(*kept)(ipvg_exec *ex);
+    ipvg_status (*play)(ipvg_exec *ex, void *kept);
+    void (*drop)(const ipvg_backend *be, void *kept);
     /* A second queue of the same device, for copies and casts beside the computation; it has the memory and none of the
      * libraries. NULL where be->host. */
     ipvg_status (*lane)(const ipvg_backend *be, ipvg_context *ctx, ipvg_backend **out);

@@ -154,13 +154,13 @@ static PyObject *dit_forward(PyObject *obj, PyObject *args, PyObject *kwds)
     ipvg_tensor *const to[] = {&v_view};
     const ipvg_dit_branch *const how[] = {&branch.how};
     ipvg_arena_plan(ex->arena);
-    ipvg_status status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1);
+    ipvg_status status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1, NULL);
     if (status == IPVG_OK) status = ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak);
     if (!ex->be->host) x_view.data = v_view.data = NULL;
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &x_view, &x_host, 1);
     if (status == IPVG_OK) status = ipvg_py_stage(self->device, &v_view, &v_host, 0);
     if (status == IPVG_OK) status = ipvg_dit_settle(ex, self->dit);
-    if (status == IPVG_OK) status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1);
+    if (status == IPVG_OK) status = ipvg_dit_forward(ex, to, &x_view, t, self->dit, how, 1, NULL);
     status = ipvg_py_unstage(self->device, &v_view, &v_host, status);
     status = ipvg_py_unstage(self->device, &x_view, NULL, status);
     if (!ipvg_py_leave(&run, status)) goto fail;

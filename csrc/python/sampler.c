@@ -257,7 +257,7 @@ static PyObject *sampler_set_scale(PyObject *obj, PyObject *args)
     if (!PyArg_ParseTuple(args, "iO|O:set_scale", &b, &a, &r) || !branch_of(self->sampler, b)) return NULL;
     if (!ipvg_py_scale_read(scale, a, c) || (r != Py_None && !ipvg_py_scale_read(reference, r, c))) return NULL;
     if (!take(self)) return NULL;
-    ipvg_sampler_set_scale(self->sampler, b, scale, r == Py_None ? NULL : reference);
+    ipvg_sampler_set_scale(self->dev->be, self->sampler, b, scale, r == Py_None ? NULL : reference);
     self->busy = 0;
     Py_RETURN_NONE;
 }

@@ -165,6 +165,21 @@ ipvg_tensor *ipvg_sampler_state(ipvg_sampler *s, int i)
 
 /* ==== new, free ==== */
 
+/* What is kept of the forwards of these branches; NULL: too many others are. */
+static ipvg_replay *replay_of(ipvg_sampler *s, int branches)
+{
+    for (int i = 0; i < IPVG_SAMPLER_REPLAYS; i++) {
+        if (!s->again[i].branches) s->again[i].branches = branches;
+        if (s->again[i].branches == branches) return &s->again[i].forward;
+    }
+    return NULL;
+}
+
+static void forget(const ipvg_backend *be, ipvg_sampler *s)
+{
+    for (int i = 0; i < IPVG_SAMPLER_REPLAYS; i++) ipvg_replay_free(be, &s->again[i].forward);
+}
+
 /* The velocities of the needed branches at step k; NULL: the most that any step needs, for planning. */
 static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int k, const bool *needed)
 {
@@ -172,7 +187,7 @@ static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int k, const bool *ne
     ipvg_dit_branch branch[IPVG_SAMPLER_BRANCHES];
     const ipvg_dit_branch *given[IPVG_SAMPLER_BRANCHES];
     ipvg_status status = IPVG_OK;
-    int n = 0;
+    int n = 0, set = 0;
 
     for (int b = 0; b < s->count; b++) {
         if (s->branch[b].twin || (needed && !needed[b])) continue;
@@ -181,9 +196,11 @@ static ipvg_status forward(ipvg_exec *ex, ipvg_sampler *s, int k, const bool *ne
         velocity[n] = &s->velocity[b];
         given[n] = &branch[n];
         n++;
+        set |= 1 << b;
     }
     if (n)
-        IPVG_TRY(ipvg_dit_forward(ex, velocity, &s->state.x, (double)s->schedule->step[k].timestep, s->dit, given, n));
+        IPVG_TRY(ipvg_dit_forward(ex, velocity, &s->state.x, (double)s->schedule->step[k].timestep, s->dit, given, n,
+                                  needed ? replay_of(s, set) : NULL));
     s->forwards += n;
 done:
     return status;
@@ -236,6 +253,7 @@ void ipvg_sampler_free(const ipvg_backend *be, ipvg_sampler **sampler)
 {
     ipvg_sampler *s = *sampler;
     if (!s) return;
+    forget(be, s);
     for (int b = 0; b < s->count; b++) free_branch(&s->branch[b]);
     if (s->memory) be->memory.free(&be->memory, s->memory);
     free(s->branch);
@@ -261,12 +279,20 @@ ipvg_status ipvg_sampler_set_field(ipvg_exec *ex, ipvg_sampler *s, int b, const 
     return ex->be->copy_in(ex, &s->field[b], field);
 }
 
-void ipvg_sampler_set_scale(ipvg_sampler *s, int b, const float *scale, const float *reference)
+/* True if it was something else. */
+static bool change(const float *to, const float *from, size_t bytes)
+{
+    if (!to || !from || !memcmp(to, from, bytes)) return false;
+    memcpy((float *)(uintptr_t)to, from, bytes);
+    return true;
+}
+
+void ipvg_sampler_set_scale(const ipvg_backend *be, ipvg_sampler *s, int b, const float *scale, const float *reference)
 {
     const size_t bytes = (size_t)ipvg_dit_get_config(s->dit)->n_vace * sizeof *scale;
-    ipvg_dit_branch *how = &s->branch[b].how;
-    if (how->scale) memcpy((float *)(uintptr_t)how->scale, scale, bytes);
-    if (how->reference_scale && reference) memcpy((float *)(uintptr_t)how->reference_scale, reference, bytes);
+    const ipvg_dit_branch *how = &s->branch[b].how;
+    const bool one = change(how->scale, scale, bytes), two = change(how->reference_scale, reference, bytes);
+    if (one || two) forget(be, s);
 }
 
 /* ==== a step ==== */

@@ -9,7 +9,8 @@
  *     }
  *     ipvg_sampler_free(ex->be, &s);
  *
- * All that a run needs is taken in ipvg_sampler_new: a step allocates nothing. */
+ * All that a run needs is taken in ipvg_sampler_new: a step allocates nothing (but the second of a small model on a GPU, which
+ * is where the driver keeps its kernels as a graph). */
 #ifndef IPVG_SAMPLE_SAMPLER_H
 #define IPVG_SAMPLE_SAMPLER_H
 
@@ -18,6 +19,8 @@
 #include "schedule.h"
 
 #define IPVG_SAMPLER_BRANCHES IPVG_DIT_BRANCHES /* also what one ipvg_combine takes */
+
+#define IPVG_SAMPLER_REPLAYS 4
 
 typedef struct ipvg_sampler_branch {
     ipvg_dit_branch
@@ -48,6 +51,11 @@ typedef struct ipvg_sampler {
     ipvg_tensor *field;        /* (count): no data where the branch has none */
     ipvg_tensor combined;      /* (C, F, h, w) */
 
+    struct {
+        int branches; /* predicted together, as bits */
+        ipvg_replay forward;
+    } again[IPVG_SAMPLER_REPLAYS]; /* as many sets of branches as a rule has in its steps, or the first of them */
+
     void *memory; /* the backend's, holds the tensors above */
     size_t bytes;
     size_t scratch; /* of the arena, in a step */
@@ -68,7 +76,8 @@ ipvg_status ipvg_sampler_set(ipvg_exec *ex, ipvg_sampler *sampler, const float *
 /* The weights of a branch's elements, float32 (C, F, h, w) as for set, from the next step on. They are 0 at first. */
 ipvg_status ipvg_sampler_set_field(ipvg_exec *ex, ipvg_sampler *sampler, int b, const float *field);
 /* The context scales of a branch, (n_vace) each, from the next step on. reference may be NULL: as before. */
-void ipvg_sampler_set_scale(ipvg_sampler *sampler, int b, const float *scale, const float *reference);
+void ipvg_sampler_set_scale(const ipvg_backend *be, ipvg_sampler *sampler, int b, const float *scale,
+                            const float *reference);
 
 /* A branch that is not needed at this step is not computed. On failure, IPVG_E_CANCELLED included, `state` is that of the
  * last completed step and the call can be made again; only the velocities have been written to. */

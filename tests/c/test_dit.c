@@ -131,7 +131,7 @@ static ipvg_status at(ipvg_tensor *v, ipvg_tensor *x, double t, const ipvg_dit_b
 {
     ipvg_dit_branch whole = branch ? *branch : (ipvg_dit_branch){0};
     whole.text = text, whole.context = context;
-    return ipvg_dit_forward(&ex, &v, x, t, dit, (const ipvg_dit_branch *const[]){&whole}, 1);
+    return ipvg_dit_forward(&ex, &v, x, t, dit, (const ipvg_dit_branch *const[]){&whole}, 1, NULL);
 }
 
 static ipvg_status forward(float *out, const ipvg_dit_branch *branch)

@@ -211,13 +211,13 @@ static ipvg_status forward(int which, const ipvg_dit *dit, const spec *s, int co
         branch[b] = &s[b].how;
     }
     ipvg_arena_plan(&arena);
-    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count) == IPVG_OK);
+    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count, NULL) == IPVG_OK);
     CHECK(ipvg_arena_reserve(&ctx, &be.memory, &arena, arena.peak) == IPVG_OK);
     memset(arena.base, 0xff, arena.size); /* NaN: what is read has been written */
     seen = (counts){0};
     polls = 0;
     ctx.poll = count_polls;
-    ipvg_status status = ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count);
+    ipvg_status status = ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count, NULL);
     ctx.poll = NULL;
     return status;
 }
@@ -261,12 +261,12 @@ static void wrong_branches_are_refused(const ipvg_dit *dit)
     const ipvg_dit_branch *branch[17];
     draw(&s[0]);
     for (int b = 0; b < 17; b++) velocity[b] = &x, branch[b] = &s[0].how;
-    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 0) == IPVG_E_ARGUMENT);
-    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 17) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 0, NULL) == IPVG_E_ARGUMENT);
+    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 17, NULL) == IPVG_E_ARGUMENT);
     draw(&s[1]);
     s[1].how.reference_frames = F + 1;
     branch[1] = &s[1].how;
-    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 2) == IPVG_E_ARGUMENT && arena.used == 0);
+    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, 2, NULL) == IPVG_E_ARGUMENT && arena.used == 0);
 }
 
 /* ---- the real one, planned ---- */
@@ -285,7 +285,7 @@ static double cost(const ipvg_dit *dit, const ipvg_dit_branch *const *branch, in
     for (int b = 0; b < count; b++) velocity[b] = &x;
     seen = (counts){0};
     ipvg_arena_plan(&arena);
-    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count) == IPVG_OK);
+    CHECK(ipvg_dit_forward(&ex, velocity, &x, 500, dit, branch, count, NULL) == IPVG_OK);
     ipvg_arena_unplan(&arena);
     return seen.flops / 1e12;
 }

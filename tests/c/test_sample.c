@@ -319,12 +319,13 @@ static void operations_take_no_memory_either(const ipvg_dit *dit, const ipvg_dit
     CHECK(ipvg_sampler_set_field(&ex, other, 2, start) == IPVG_OK);
     allocations = 0;
     for (int k = 0; k < STEPS; k++) {
-        if (k == 1) ipvg_sampler_set_scale(sampler, 1, some, some); /* its hint counts from here on: was it planned? */
+        if (k == 1)
+            ipvg_sampler_set_scale(&be, sampler, 1, some, some); /* its hint counts from here on: was it planned? */
         if (k == 2) {
             for (int i = 0; ipvg_sampler_state(sampler, i); i++)
                 memcpy(ipvg_sampler_state(other, i)->data, ipvg_sampler_state(sampler, i)->data, sizeof expected);
             other->state.step = k;
-            ipvg_sampler_set_scale(other, 1, some, some);
+            ipvg_sampler_set_scale(&be, other, 1, some, some);
         }
         CHECK(ipvg_sampler_combine(&ex, sampler) == IPVG_E_ARGUMENT && ipvg_sampler_advance(&ex, sampler) != IPVG_OK);
         atomic_store(&ctx.cancel, 1);

@@ -32,7 +32,7 @@ COMMON = [
 COMMON += ["-Itests/cuda/fake", "-Itests/cuda", "-Ikernels", f"-I{sysconfig.get_path('include')}"]
 C = ["gcc", "-std=c11", "-D_GNU_SOURCE", *COMMON]
 CPP = ["g++", "-std=c++17", *COMMON, "-x", "c++"]
-HOST = ["backend", "memory", "copy", "planes", "linear", "attention", "rows", "conv", "share"]
+HOST = ["backend", "memory", "copy", "planes", "linear", "attention", "rows", "conv", "share", "graph"]
 
 
 def build() -> Path:

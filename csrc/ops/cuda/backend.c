@@ -7,6 +7,9 @@
 #include "device.h"
 #include "dnn.h"
 
+/* Numbers in a transformer's state up to which queueing its kernels one by one takes longer than they do. */
+#define SMALL (1 << 21)
+
 ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what)
 {
     if (error == cudaSuccess) return IPVG_OK;
@@ -40,6 +43,7 @@ static ipvg_status pace(ipvg_exec *ex)
     ipvg_cuda *cuda = ipvg_cuda_of(ex);
     cudaEvent_t last = cuda->block[(cuda->blocks + 1) % 2], now = cuda->block[cuda->blocks % 2];
     ipvg_status status = IPVG_OK;
+    if (cuda->keeping) return IPVG_OK; /* nothing runs */
     if (cuda->blocks) IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventSynchronize(last), "work on the GPU"));
     IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(now, cuda->stream), "an event"));
     cuda->blocks++;
@@ -194,6 +198,11 @@ ipvg_status ipvg_backend_cuda(ipvg_context *ctx, ipvg_backend **out, int device,
         .free = cuda_free,
         .begin = begin,
         .pace = pace,
+        .small = SMALL,
+        .keep = ipvg_cuda_keep,
+        .kept = ipvg_cuda_kept,
+        .play = ipvg_cuda_play,
+        .drop = ipvg_cuda_drop,
         .lane = lane,
         .after = after,
         .copy_in = ipvg_cuda_copy_in,

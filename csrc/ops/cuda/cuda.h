@@ -28,6 +28,7 @@ typedef struct ipvg_cuda {
     ipvg_dnn *dnn;
     void *block[2]; /* cudaEvent_t: the starts of the last two blocks, see pace in backend.c */
     int64_t blocks;
+    bool keeping; /* the stream takes a graph down: see graph.c */
     struct {
         void *data; /* pinned host memory: two pieces for each lane, then the small ones */
         void *done[2 * IPVG_CUDA_LANES + IPVG_CUDA_SMALL]; /* cudaEvent_t: a piece's last copy is */
@@ -65,6 +66,12 @@ void ipvg_cuda_planes_free(ipvg_cuda *cuda);
 bool ipvg_cuda_is_device(const void *p);
 ipvg_status ipvg_cuda_follow(ipvg_exec *ex, void *stream);
 ipvg_status ipvg_cuda_settle(ipvg_exec *ex);
+
+/* graph.c */
+ipvg_status ipvg_cuda_keep(ipvg_exec *ex);
+void *ipvg_cuda_kept(ipvg_exec *ex);
+ipvg_status ipvg_cuda_play(ipvg_exec *ex, void *kept);
+void ipvg_cuda_drop(const ipvg_backend *be, void *kept);
 
 /* A tensor as the kernels take it; t NULL: none. IPVG_E_TYPE unless it is float32, bfloat16 or float16. */
 ipvg_status ipvg_cuda_array(ipvg_exec *ex, ipvg_k_array *out, const char *op, const ipvg_tensor *t);
