@@ -163,7 +163,7 @@ def test_a_sampler_on_the_gpu_follows_the_cpu(golden_dir):
 
 
 def test_a_small_forward_is_replayed_to_the_same_bytes(dtype):
-    """From its second run on a set of branches is one graph. At each step the velocities are those of a forward of its own,
+    """A set of branches is one graph from its second run on. Its velocities are those of forwards that stand alone,
     whatever comes in between: other branches, other scales, other scratch."""
     from ipvg.schedule import Schedule
 
