@@ -390,7 +390,7 @@ def test_a_step_reads_nothing_that_nobody_asks_for(golden_dir, torch):
     next(sampler)
 
     def copies(work):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             work()
             torch.cuda.synchronize()
         return sum("DtoH" in event.name for event in profile.events())

@@ -146,12 +146,7 @@ JOBS = {
 }
 
 
-#: One frame is the last of four in its latent, behind three grey ones: these weights do not hold on to it. Strict:
-#: weights that do better must drop the mark.
-LOOSE = pytest.mark.xfail(strict=True, raises=AssertionError, reason="a last frame alone is not followed closely")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=LOOSE if n == "last-frame" else ()) for n in JOBS])
+@pytest.mark.parametrize("name", JOBS)
 def test_frames_at_an_end(embed, name):
     """What is made beside kept frames is a sharp picture of the same person: alike in every frame that is new."""
     job = JOBS[name]()

@@ -105,7 +105,7 @@ def rope(net, t, h, w):
     """cos, and sin with the sign of what a pair's other number gets: (L, D)."""
     like = torch.empty(1, 1, t, 2 * h, 2 * w, device=net.proj_out.weight.device)
     cos, sin = (v[0, :, 0].float() for v in net.rope(like))
-    sign = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[1] // 2)
+    sign = 2.0 * (torch.arange(sin.shape[1], device=sin.device) % 2) - 1
     return cos.repeat(1, HEADS), (sin * sign).repeat(1, HEADS)
 
 
