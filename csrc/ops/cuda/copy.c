@@ -68,17 +68,11 @@ void ipvg_cuda_ring_free(ipvg_cuda *cuda)
     if (cuda->ring.data) cudaFreeHost(cuda->ring.data);
 }
 
-/* together: the bytes of all that are copied with it. */
-static transfer transfer_of(const ipvg_cuda *cuda, void *device, size_t bytes, size_t together)
+static transfer transfer_of(const ipvg_cuda *cuda, const ipvg_tensor *t)
 {
-    const size_t half = together / (2 * (size_t)cuda->ring.lanes) / UNIT * UNIT + UNIT;
-    const size_t share = together < TEAM || half > PIECE ? PIECE : half;
-    return (transfer){.device = device, .bytes = bytes, .share = share, .count = (bytes + share - 1) / share};
-}
-
-static transfer transfer_alone(const ipvg_cuda *cuda, const ipvg_tensor *t)
-{
-    return transfer_of(cuda, t->data, ipvg_tensor_bytes(t), ipvg_tensor_bytes(t));
+    const size_t bytes = ipvg_tensor_bytes(t), half = bytes / (2 * (size_t)cuda->ring.lanes) / UNIT * UNIT + UNIT;
+    const size_t share = bytes < TEAM || half > PIECE ? PIECE : half;
+    return (transfer){.device = t->data, .bytes = bytes, .share = share, .count = (bytes + share - 1) / share};
 }
 
 static char *pinned(const ipvg_cuda *cuda, int slot)
@@ -204,7 +198,7 @@ ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_
             cudaMemcpyAsync(dst->data, host_src, ipvg_tensor_bytes(dst), cudaMemcpyDeviceToDevice, cuda->stream),
             "a copy on the GPU");
     IPVG_TRY(ring_ready(ex->ctx, cuda));
-    transfer t = transfer_alone(cuda, dst);
+    transfer t = transfer_of(cuda, dst);
     t.from = host_src;
     status = send_all(ex, &t);
 done:
@@ -217,7 +211,7 @@ ipvg_status ipvg_cuda_rows_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_tensor
     ipvg_status status;
     if (ipvg_planning(ex)) return IPVG_OK;
     IPVG_TRY(ring_ready(ex->ctx, cuda));
-    transfer t = transfer_alone(cuda, dst);
+    transfer t = transfer_of(cuda, dst);
     t.table = table;
     t.rows = rows;
     status = send_all(ex, &t);
@@ -229,9 +223,11 @@ done:
 
 static size_t bytes_of(const ipvg_upload *u) { return (size_t)ipvg_tensor_count(&u->to) * ipvg_dtype_size(u->dtype); }
 
+/* What pieces are multiples of: a row, which has one scale. */
 static size_t row_of(const ipvg_upload *u)
 {
-    return u->to.dtype == IPVG_E4M3 ? (size_t)u->to.shape[1] * ipvg_dtype_size(u->dtype) : 1;
+    const bool scaled = u->to.dtype == IPVG_E4M3 && u->dtype != IPVG_E4M3;
+    return scaled ? (size_t)u->to.shape[1] * ipvg_dtype_size(u->dtype) : 1;
 }
 
 /* Bytes of scratch that a lane needs for u: none, if it is not cast. */
@@ -254,17 +250,17 @@ done:
     return status;
 }
 
-static transfer transfer_of_upload(const ipvg_cuda *cuda, const ipvg_upload *u, size_t together)
+static transfer transfer_of_upload(const ipvg_upload *u)
 {
-    transfer t = transfer_of(cuda, u->to.data, bytes_of(u), together);
-    t.from = u->data;
-    t.file = u->file;
-    t.offset = u->offset;
-    if (u->dtype == u->to.dtype) return t;
-    t.cast = u;
-    t.share = t.share < row_of(u) ? row_of(u) : t.share / row_of(u) * row_of(u);
-    t.count = (t.bytes + t.share - 1) / t.share;
-    return t;
+    const size_t bytes = bytes_of(u), share = PIECE / row_of(u) * row_of(u);
+    return (transfer){.device = u->to.data,
+                      .bytes = bytes,
+                      .share = share,
+                      .count = (bytes + share - 1) / share,
+                      .from = u->data,
+                      .file = u->file,
+                      .offset = u->offset,
+                      .cast = u->dtype == u->to.dtype ? NULL : u};
 }
 
 /* What is queued in `then` from here on begins after what is in `first`. */
@@ -290,12 +286,13 @@ ipvg_status ipvg_cuda_upload(ipvg_exec *ex, const ipvg_upload *uploads, int n)
         together += bytes_of(&uploads[k]);
         if (one > room) room = one;
     }
-    lanes = together < TEAM ? 1 : IPVG_CUDA_LANES; /* planned without a look at the threads that there will be */
+    /* With two pieces for each, scratch is small beside small models too. Planned for all threads that there may be. */
+    lanes = together < TEAM ? 1 : together / TEAM < IPVG_CUDA_LANES ? (int)(together / TEAM) : IPVG_CUDA_LANES;
     if (room) IPVG_TRY(ipvg_arena_alloc(ex->ctx, ex->arena, &staging, (size_t)lanes * room));
     if (ipvg_planning(ex)) goto done;
     IPVG_TRY(ring_ready(ex->ctx, cuda));
     if (lanes > cuda->ring.lanes) lanes = cuda->ring.lanes;
-    for (int k = 0; k < n; k++) t[k] = transfer_of_upload(cuda, &uploads[k], together);
+    for (int k = 0; k < n; k++) t[k] = transfer_of_upload(&uploads[k]);
     for (int i = 0; staging && i < lanes && !f.cuda; i++) f.cuda = follow(cuda, cuda->ring.stream[i], cuda->stream);
     if (!f.cuda) f = send_together(cuda, t, n, lanes, staging, room);
     for (int i = 0; staging && i < lanes; i++) { /* after a fault too: memory is free after what the stream holds */
@@ -325,7 +322,7 @@ ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor 
     ipvg_status status;
     if (ipvg_planning(ex)) return IPVG_OK;
     IPVG_TRY(ring_ready(ex->ctx, cuda));
-    const transfer t = transfer_alone(cuda, src);
+    const transfer t = transfer_of(cuda, src);
     const size_t slots = 2 * (size_t)cuda->ring.lanes;
     for (size_t i = 0; i < t.count + slots; i++) {
         const int slot = (int)(i % slots);
