@@ -355,17 +355,17 @@ static ipvg_tensor matrix(ipvg_dtype dtype, int64_t rows, int64_t d)
     return t;
 }
 
-/* Many together, from memory and from a file, each in a dtype of its own: the bytes of a copy and a cast one by one. Then the
- * file ends early. size: of the largest, which are 4800 wide. */
+/* Many together, from memory and from a file, each in a dtype of its own: the bytes of a copy and a cast one by one.
+ * What comes later to the same place waits until they have been used. Then the file ends early. size: of the largest, which are 4800 wide. */
 static void test_uploads(int n, int size)
 {
     static const ipvg_dtype to[] = {IPVG_BF16, IPVG_F32, IPVG_F16, IPVG_E4M3}, from[] = {IPVG_F32, IPVG_F32, IPVG_BF16};
     const int64_t most = (int64_t)size * 16 * 300;
     char path[] = "/tmp/ipvg_uploads_XXXXXX";
     const ipvg_file file = {path, mkstemp(path)};
-    ipvg_upload u[IPVG_UPLOADS];
-    ipvg_tensor want[IPVG_UPLOADS];
-    float *numbers = malloc((size_t)most * sizeof *numbers);
+    ipvg_upload u[IPVG_UPLOADS], later[IPVG_UPLOADS];
+    ipvg_tensor want[IPVG_UPLOADS], came[IPVG_UPLOADS];
+    float *numbers = malloc((size_t)most * sizeof *numbers), *zeros = calloc((size_t)most, sizeof *zeros);
     for (int64_t i = 0; i < most; i++) numbers[i] = (float)uniform();
     if (write(file.fd, numbers, (size_t)most * sizeof *numbers) != most * (int64_t)sizeof *numbers) FAIL("no file");
     for (int k = 0; k < n; k++) {
@@ -387,15 +387,21 @@ static void test_uploads(int n, int size)
     }
     RUN(gpu, gpu.be->upload(&gpu, u, n));
     for (int k = 0; k < n; k++) {
-        const int64_t rows = want[k].shape[0], scales = want[k].scale ? rows * (int64_t)sizeof *want[k].scale : 0;
-        const int64_t all = (int64_t)ipvg_tensor_bytes(&want[k]) + scales;
-        char *ours = malloc((size_t)all), *theirs = malloc((size_t)all);
-        const ipvg_tensor a = ipvg_tensor_of(u[k].to.data, IPVG_U8, all),
-                          b = ipvg_tensor_of(want[k].data, IPVG_U8, all);
-        if (gpu.be->copy_out(&gpu, ours, &a) != IPVG_OK || gpu.be->copy_out(&gpu, theirs, &b) != IPVG_OK)
+        const int64_t scales = want[k].scale ? want[k].shape[0] * (int64_t)sizeof *want[k].scale : 0;
+        later[k] = (ipvg_upload){.to = u[k].to, .dtype = u[k].dtype, .data = zeros};
+        came[k] = room((int64_t)ipvg_tensor_bytes(&want[k]) + scales);
+        if (gpu.be->copy_in(&gpu, &came[k], u[k].to.data) != IPVG_OK) FAIL("%s", ctx.error);
+    }
+    if (gpu.be->upload(&gpu, later, n) != IPVG_OK) FAIL("%s", ctx.error);
+    for (int k = 0; k < n; k++) {
+        const ipvg_tensor all = ipvg_tensor_of(want[k].data, IPVG_U8, came[k].shape[0]);
+        char *ours = malloc(ipvg_tensor_bytes(&all)), *theirs = malloc(ipvg_tensor_bytes(&all));
+        if (gpu.be->copy_out(&gpu, ours, &came[k]) != IPVG_OK || gpu.be->copy_out(&gpu, theirs, &all) != IPVG_OK)
             FAIL("%s", ctx.error);
-        if (memcmp(ours, theirs, (size_t)all)) FAIL("upload %d of %d, in %s", k, n, ipvg_dtype_name(want[k].dtype));
+        if (memcmp(ours, theirs, ipvg_tensor_bytes(&all)))
+            FAIL("upload %d of %d, in %s", k, n, ipvg_dtype_name(want[k].dtype));
         gpu.be->memory.free(&gpu.be->memory, want[k].data);
+        gpu.be->memory.free(&gpu.be->memory, came[k].data);
         free(ours), free(theirs);
     }
     if (ftruncate(file.fd, 0) || gpu.be->upload(&gpu, u, n) != IPVG_E_FORMAT || !strstr(ctx.error, path) ||
@@ -405,7 +411,7 @@ static void test_uploads(int n, int size)
     if (gpu.be->upload(&gpu, u, n) != IPVG_E_IO) FAIL("a file that is not open: %s", ctx.error);
     for (int k = 0; k < n; k++) gpu.be->memory.free(&gpu.be->memory, u[k].to.data);
     unlink(path);
-    free(numbers);
+    free(numbers), free(zeros);
 }
 
 /* By one thread too: a lane has a ring of its own. */
