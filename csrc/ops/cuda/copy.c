@@ -45,8 +45,8 @@ static ipvg_status ring_ready(ipvg_context *ctx, ipvg_cuda *cuda)
             IPVG_TRY(ipvg_cuda_check(
                 ctx, cudaEventCreateWithFlags((cudaEvent_t *)&cuda->ring.done[i], cudaEventDisableTiming),
                 "an event for copies"));
-    for (int i = 0; i < lanes;
-         i++) /* before other work: a cast is short, and a lane would wait for long kernels to end */
+    /* Before other work: a cast is short, and its lane would wait until a long kernel has begun all its blocks. */
+    for (int i = 0; i < lanes; i++)
         if (!cuda->ring.stream[i])
             IPVG_TRY(ipvg_cuda_check(
                 ctx, cudaStreamCreateWithPriority((cudaStream_t *)&cuda->ring.stream[i], cudaStreamNonBlocking, -1),
