@@ -72,6 +72,7 @@ static ipvg_status measure(ipvg_exec *ex, ipvg_dit *m)
     ipvg_arena_plan(&scratch);
     ipvg_arena_plan(&home);
     IPVG_TRY(place_rest(&p, m));
+    IPVG_TRY(ipvg_place_end(&p));
     m->rest = home.peak;
     m->placing = scratch.peak;
     ipvg_arena_plan(&home);

@@ -1,31 +1,23 @@
 #include "place.h"
 
-/* The bytes of `from`, whatever they mean. */
-static ipvg_status bring(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *from)
+ipvg_status ipvg_place_end(ipvg_placing *p)
 {
-    const ipvg_backend *be = p->ex->be;
-    uint64_t offset;
-    const ipvg_file *file = ipvg_weights_file(p->weights, from->data, &offset);
-    return file ? be->read_in(p->ex, to, file, offset) : be->copy_in(p->ex, to, from->data);
+    const int n = p->waiting;
+    p->waiting = 0;
+    return n ? p->ex->be->upload(p->ex, p->upload, n) : IPVG_OK;
 }
 
 /* Into `to`, which lies in the backend's memory. */
-static ipvg_status fill(ipvg_placing *p, ipvg_tensor *to, const ipvg_tensor *from)
+static ipvg_status fill(ipvg_placing *p, const ipvg_tensor *to, const ipvg_tensor *from)
 {
-    ipvg_exec *ex = p->ex;
-    size_t mark = ipvg_arena_mark(ex->arena);
-    ipvg_tensor raw;
-    ipvg_status status;
+    ipvg_upload *u;
+    ipvg_status status = IPVG_OK;
 
-    if (from->dtype == to->dtype) {
-        IPVG_TRY(bring(p, to, from));
-        goto done;
-    }
-    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &raw, from->dtype, from->ndim, from->shape));
-    IPVG_TRY(bring(p, &raw, from));
-    IPVG_TRY(ipvg_cast(ex, to, &raw));
+    if (p->waiting == IPVG_UPLOADS) IPVG_TRY(ipvg_place_end(p));
+    u = &p->upload[p->waiting++];
+    *u = (ipvg_upload){.to = *to, .dtype = from->dtype, .data = from->data};
+    u->file = ipvg_weights_file(p->weights, from->data, &u->offset);
 done:
-    ipvg_arena_reset(ex->arena, mark);
     return status;
 }
 
@@ -65,10 +57,12 @@ ipvg_status ipvg_place_model(ipvg_exec *ex, ipvg_arena *home, ipvg_status (*plac
     ipvg_arena_plan(ex->arena);
     ipvg_arena_plan(home);
     IPVG_TRY(place(&p, model));
+    IPVG_TRY(ipvg_place_end(&p));
     if (hollow) goto done;
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, ex->arena, ex->arena->peak));
     IPVG_TRY(ipvg_arena_reserve(ex->ctx, &ex->be->memory, home, home->peak));
     IPVG_TRY(place(&p, model));
+    IPVG_TRY(ipvg_place_end(&p));
 done:
     ex->arena->planning = false;
     return status;

@@ -57,8 +57,12 @@ static ipvg_status send(ipvg_exec *ex, ipvg_stream *s, int i, ipvg_arena *to, in
 {
     ipvg_exec lane = lane_of(ex, s);
     ipvg_placing p = {.ex = &lane, .home = to};
+    ipvg_status status;
     ipvg_arena_reset(to, 0);
-    return s->place(&p, s->model, i, where);
+    IPVG_TRY(s->place(&p, s->model, i, where));
+    IPVG_TRY(ipvg_place_end(&p));
+done:
+    return status;
 }
 
 static ipvg_status stay(ipvg_exec *ex, ipvg_stream *s, int i)
@@ -106,6 +110,7 @@ ipvg_status ipvg_stream_measure(ipvg_exec *ex, ipvg_stream_bytes *out, ipvg_stre
         ipvg_arena_plan(&home);
         ipvg_arena_plan(&scratch);
         IPVG_TRY(place(&p, model, i, count));
+        IPVG_TRY(ipvg_place_end(&p));
         if (home.peak > out->block) out->block = home.peak;
         if (scratch.peak > most) most = scratch.peak;
     }

@@ -40,6 +40,17 @@ typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_
 struct ipvg_conv; /* ops.h */
 struct ipvg_conv_out;
 
+#define IPVG_UPLOADS 64 /* that go together at most */
+
+/* A tensor's bytes on the host and where they go, which is contiguous. */
+typedef struct ipvg_upload {
+    ipvg_tensor to;
+    ipvg_dtype dtype;      /* of the bytes: they are cast if it is not to.dtype */
+    const ipvg_file *file; /* they are there from `offset` on; */
+    uint64_t offset;
+    const void *data; /* file NULL: they are here */
+} ipvg_upload;
+
 struct ipvg_backend {
     const char *name;      /* "cpu", "cuda" */
     ipvg_dtype compute;    /* what ipvg_linear rounds its inputs to: IPVG_F32 (not at all) or IPVG_BF16; on a GPU also
@@ -72,8 +83,8 @@ struct ipvg_backend {
      * also lie in the device's own memory: then the copy is queued, and none is made of a tensor to itself. */
     ipvg_status (*copy_in)(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
     ipvg_status (*copy_out)(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
-    /* The same of the bytes of a file from `offset` on. NULL where be->host. */
-    ipvg_status (*read_in)(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
+    /* The same of 1 to IPVG_UPLOADS tensors, none of which waits for the one before it. NULL where be->host. */
+    ipvg_status (*upload)(ipvg_exec *ex, const ipvg_upload *uploads, int n);
     /* How others that use the same device meet this backend. NULL where be->host. */
     int device;                                         /* CUDA's number */
     void *stream;                                       /* all work is queued there */

@@ -100,6 +100,7 @@ static void complete(const std::shared_ptr<ticket> &t)
 
 cudaError_t emulator_launch(const cudaLaunchConfig_t &c, std::function<void()> kernel)
 {
+    locked guard(device_lock);
     const dim3 b = c.blockDim, g = c.gridDim;
     if (b.x < 1 || b.x > 1024 || b.y != 1 || b.z != 1 || g.x < 1 || g.x > 0x7fffffffu || g.y != 1 || g.z != 1 ||
         c.dynamicSmemBytes > EMULATOR_SHARED || c.numAttrs)

@@ -11,7 +11,9 @@ typedef struct ipvg_dnn ipvg_dnn;
 
 /* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
 #define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
-#define IPVG_CUDA_LANES 8               /* threads that copy, at most: they fill a bus, and more wait for the slowest */
+#ifndef IPVG_CUDA_LANES
+#define IPVG_CUDA_LANES 8 /* threads that copy, at most: they fill a bus, and more wait for the slowest */
+#endif
 #define IPVG_CUDA_SMALL 32              /* copies of biases and the like that may be under way */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
@@ -20,7 +22,7 @@ typedef struct ipvg_dnn ipvg_dnn;
 typedef struct ipvg_cuda {
     int device;       /* CUDA's number */
     void *stream;     /* cudaStream_t */
-    void *mark;       /* cudaEvent_t: what another queue of this device waits for */
+    void *mark;       /* cudaEvent_t: what another stream waits for */
     ipvg_meter meter; /* of the memory taken through this object */
     bool metered;     /* false: it is such another queue, without memory, workspace and libraries of its own */
     void *workspace;  /* IPVG_CUDA_WORKSPACE bytes */
@@ -32,6 +34,7 @@ typedef struct ipvg_cuda {
     struct {
         void *data; /* pinned host memory: two pieces for each lane, then the small ones */
         void *done[2 * IPVG_CUDA_LANES + IPVG_CUDA_SMALL]; /* cudaEvent_t: a piece's last copy is */
+        void *stream[IPVG_CUDA_LANES];                     /* cudaStream_t: of a lane's copies and casts */
         bool second[IPVG_CUDA_LANES];                      /* which of a lane's two is next */
         int lanes, turn, small; /* turn, small: which of all and of the small ones, where there is one thread */
     } ring;                     /* of copies, see copy.c */
@@ -50,7 +53,7 @@ ipvg_status ipvg_cuda_check(ipvg_context *ctx, int error, const char *what);
 /* memory.c, copy.c, planes.c */
 ipvg_memory ipvg_cuda_memory(ipvg_cuda *cuda);
 ipvg_status ipvg_cuda_copy_in(ipvg_exec *ex, ipvg_tensor *dst, const void *host_src);
-ipvg_status ipvg_cuda_read_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_file *file, uint64_t offset);
+ipvg_status ipvg_cuda_upload(ipvg_exec *ex, const ipvg_upload *uploads, int n);
 ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor *src);
 /* The rows of a table on the host that have these numbers, in this order. */
 ipvg_status ipvg_cuda_rows_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_tensor *table, const int32_t *rows);
