@@ -190,23 +190,6 @@ static float duration(const ipvg_blas *b, const product *p, const cublasLtMatmul
     return ms / REPEATS;
 }
 
-static cublasStatus_t ask(const ipvg_blas *b, const product *p, cublasLtMatmulHeuristicResult_t *found, int *count)
-{
-    *count = 0;
-    return cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
-                                          b->tune ? TRIED : 1, found, count);
-}
-
-/* E4M3, few rows and a long inner side come in parts alone: these are then added up in float32, in one order. */
-static cublasStatus_t ask_for_parts(const ipvg_blas *b, const product *p, cublasLtMatmulHeuristicResult_t *found,
-                                    int *count)
-{
-    const uint32_t parts = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    const cublasStatus_t set = cublasLtMatmulPreferenceSetAttribute(
-        p->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &parts, sizeof parts);
-    return set == CUBLAS_STATUS_SUCCESS ? ask(b, p, found, count) : set;
-}
-
 static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t *out, const ipvg_gemm *g,
                           const product *p)
 {
@@ -216,8 +199,8 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     float least = __builtin_inff();
     ipvg_status status;
 
-    cublasStatus_t asked = ask(b, p, found, &count);
-    if (!count && g->in == IPVG_E4M3) asked = ask_for_parts(b, p, found, &count);
+    cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d,
+                                                          p->preference, b->tune ? TRIED : 1, found, &count);
     if (asked == CUBLAS_STATUS_NOT_SUPPORTED || (asked == CUBLAS_STATUS_SUCCESS && count == 0)) {
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s%s",
                            (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n,

@@ -12,7 +12,7 @@ typedef struct ipvg_dnn ipvg_dnn;
 /* What a process holds of a GPU before it allocates anything: CUDA's context and the libraries' kernels. */
 #define IPVG_CUDA_CONTEXT ((size_t)768 << 20)
 #ifndef IPVG_CUDA_LANES
-#define IPVG_CUDA_LANES 8 /* threads that copy, at most: they fill a bus, and more wait for the slowest */
+#define IPVG_CUDA_LANES 14 /* threads that copy, at most */
 #endif
 #define IPVG_CUDA_SMALL 32              /* copies of biases and the like that may be under way */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
