@@ -140,7 +140,7 @@ EMU_CXX := $(if $(findstring clang,$(CC)),clang++,g++)
 EMU_FLAGS = $(filter-out -std=c11,$(SAN_FLAGS)) -ffp-contract=off -Itests/cuda/fake
 EMU_OBJECTS := $(patsubst %.cu,$(SAN)/%.cu.o,$(wildcard kernels/*.cu)) $(patsubst %,$(SAN)/tests/cuda/%.o,block memory stream)
 EMU_TESTS := $(patsubst tests/cuda/test_%,$(SAN)/cuda_%,$(basename $(wildcard tests/cuda/test_*.c tests/cuda/test_*.cc)))
-EMU_HOST := $(patsubst %,$(SAN)/csrc/ops/cuda/%.o,attention backend conv copy linear memory planes rows share) $(patsubst %,$(SAN)/tests/cuda/%.o,blas dnn)
+EMU_HOST := $(patsubst %,$(SAN)/csrc/ops/cuda/%.o,attention backend conv copy graph linear memory planes rows share) $(patsubst %,$(SAN)/tests/cuda/%.o,blas dnn)
 NVCC_OBJECTS := $(patsubst kernels/%.cu,build/nvcc/%.o,$(wildcard kernels/*.cu))
 NVCC_FLAGS = -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC -t0 \
     $(foreach a,$(NVCC_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
