@@ -111,7 +111,7 @@ typedef struct ipvg_dit_branch {
 /* velocity[b] (out_dim, F, h, w) of x (in_dim, F, h, w) at timestep t in [0, 1000] (not sigma) as branch[b] predicts it,
  * for 1 to IPVG_DIT_BRANCHES branches, all in the backend's memory; F, h, w as the contexts were made for. A velocity may
  * be x. Takes its scratch from ex->arena and allocates nothing else; in planning mode only shapes are read.
- * IPVG_E_CANCELLED within one block. A trace sees what branches share once.
+ * IPVG_E_CANCELLED within one block, or before a forward that is queued as one. A trace sees what branches share once.
  * again: of calls in which only t and the numbers in x differ, see ops/replay.h; or NULL. */
 ipvg_status ipvg_dit_forward(ipvg_exec *ex, ipvg_tensor *const *velocity, const ipvg_tensor *x, double t,
                              const ipvg_dit *dit, const ipvg_dit_branch *const *branch, int count, ipvg_replay *again);
