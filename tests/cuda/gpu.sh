@@ -170,7 +170,7 @@ run() {
         ;;
     rates) step rates 120 bash -c rates_program && gather rates ;;
     attention) step attention 200 bash -c attention_program && gather attention ;;
-    gpu) step gpu 240 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
+    gpu) step gpu 400 "$python" -m pytest -p no:cacheprovider -x --maxfail=20 --durations=10 tests/test_gpu.py && gather gpu ;;
     stream) step stream 240 "$python" -m pytest -p no:cacheprovider -s --durations=5 tests/test_streaming.py && gather stream ;;
     racecheck) step racecheck 200 bash -c check_races && gather racecheck ;;
     memcheck | initcheck)
