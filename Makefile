@@ -170,7 +170,7 @@ $(SAN)/tests/cuda/%.o: tests/cuda/%.c $(KERNEL_FILES)
 $(SAN)/csrc/ops/cuda/%.o: csrc/ops/cuda/%.c $(KERNEL_FILES) $(filter %.h,$(C_FILES))
 	@mkdir -p $(@D)
 	@$(CC) $(SAN_FLAGS) -Itests/cuda/fake -c $< -o $@
-$(SAN)/cuda_engine: $(EMU_HOST)
+$(SAN)/cuda_engine $(SAN)/cuda_copies: $(EMU_HOST)
 $(SAN)/cuda_%: $(SAN)/tests/cuda/test_%.o $(EMU_OBJECTS) $(SAN_OBJECTS)
 	@$(EMU_CXX) $(EMU_FLAGS) $^ $(SAN_LIBS) -o $@
 .SECONDARY: $(EMU_OBJECTS) $(EMU_HOST)

@@ -108,7 +108,7 @@ def describe(arm: arms_.Arm, setting: work.Setting, prints: dict[str, str]) -> s
 
 def fingerprints(setting: work.Setting) -> dict[str, str]:
     """Of the checkpoint's tensors, of the pairs and of the judges. Of the pairs, what they say: pictures rendered on
-    another device have here and there another grey level (1 of 255 in 0.006 % of the values)."""
+    another device have another grey level here and there."""
     found = hashlib.sha256()
     for path in sorted(Path(setting.checkpoint).glob("*.safetensors")):
         found.update(path.read_bytes())

@@ -237,7 +237,7 @@ def _streams(
         row.more["x_resident"] = row.ours.seconds / told["resident"].seconds
         row.note = f"{row.more['x_resident']:.3f} of resident, {row.note}"
         row.more["ok"] = row.more["ok"] and row.apart == 0
-    elif not row.errors:
+    if not told and not row.errors:
         row.note = "a memory limit is of a GPU"
     bench.floor(row, work.dit(c, work.latent(*size), keys=bench.sizes.words + 1).times(3))
     yield row

@@ -38,6 +38,10 @@ CARDS = (
 P480, P720 = (81, 480, 832), (81, 720, 1280)
 STAGES: dict[str, Work] = {
     "1.3B forward 480p": work.dit(work.B13, work.latent(*P480)),
+    **{
+        f"1.3B forward, {size[1]}p {size[0]} frames": work.dit(work.B13, work.latent(*size))
+        for size in ((17, 480, 832), (49, 480, 832), (161, 480, 832), (17, 720, 1280), P720)
+    },
     "14B forward 480p": work.dit(work.B14, work.latent(*P480)),
     "14B forward 720p": work.dit(work.B14, work.latent(*P720)),
     "1.3B step, 3 branches": work.dit(work.B13, work.latent(*P480)).times(3),

@@ -101,13 +101,14 @@ attention_program() {
         -o build/gpu/attention && build/gpu/attention
 }
 
-OPS="test_rows test_flat test_attention test_engine"
+KERNELS="test_rows test_flat test_attention" # have no library of NVIDIA's
+OPS="$KERNELS test_engine test_copies"
 ops_program() {
     local name engine libraries jobs=() status=0
     libraries=$(flags cudart cublasLt cudnn) || return
     for name in $OPS; do
         engine=
-        [ "$name" != test_engine ] || engine=$(ls csrc/ops/cuda/*.c)
+        [[ " $KERNELS " = *" $name "* ]] || engine=$(ls csrc/ops/cuda/*.c)
         gcc -std=c11 -D_GNU_SOURCE -O2 -g -Wno-psabi -fopenmp "tests/cuda/$name.c" csrc/base/*.c csrc/ops/ops.c \
             csrc/ops/cpu/*.c $engine build/temp.*/kernels/*.cu.o $libraries -lstdc++ -lm \
             -o "build/gpu/$name" &
@@ -132,11 +133,11 @@ sanitizer() {
 }
 check_ops() { run_ops 3 sanitizer "$1"; }
 # racecheck itself breaks down in cuBLASLt's kernels for Hopper: it sees the programs that have none but ours.
-check_races() { OPS=${OPS/test_engine/} run_ops 1 sanitizer racecheck; }
+check_races() { OPS=$KERNELS run_ops 1 sanitizer racecheck; }
 check_dit() { sanitizer "$1" "$python" -m tests.cuda.parity dit A/t500 --device cuda --dtype "$2"; }
 check_vae() { sanitizer "$1" "$python" -m tests.cuda.parity vae stages_encode_9x16x24 stages_decode_3x16x24 --device cuda --dtype "$2"; }
 export -f check_races plans_program fp8_program rates_program attention_program ops_program run_ops ops flags sanitizer check_ops check_dit check_vae
-export python out OPS
+export python out OPS KERNELS
 
 run() {
     local stage names=() job

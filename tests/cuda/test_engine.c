@@ -3,42 +3,13 @@
  *
  * Bounds are relative L2 against float32 arithmetic on the same (rounded) inputs. */
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "../../csrc/ops/cuda/device.h"
-#include "../../csrc/ops/ops.h"
+#include "engine.h"
 #include "numbers.h"
 
-static ipvg_context ctx;
-static ipvg_arena cpu_arena, gpu_arena;
-static ipvg_exec cpu, gpu;
-static int failures;
-static uint64_t seed = 1;
+static ipvg_arena cpu_arena;
+static ipvg_exec cpu;
 static double middle; /* around which numbers are drawn */
-
-#define FAIL(...) (failures++, printf("FAIL " __VA_ARGS__), printf("\n"))
-
-/* Plans, takes that much scratch and no more, runs. */
-#define RUN(ex, call)                                                                                    \
-    do {                                                                                                 \
-        ipvg_arena_plan((ex).arena);                                                                     \
-        ipvg_status status_ = (call);                                                                    \
-        const size_t peak_ = (ex).arena->peak;                                                           \
-        ipvg_arena_free((ex).arena);                                                                     \
-        if (status_ == IPVG_OK) status_ = ipvg_arena_reserve(&ctx, &(ex).be->memory, (ex).arena, peak_); \
-        if (status_ == IPVG_OK) status_ = (call);                                                        \
-        if (status_ != IPVG_OK) FAIL("%s on the %s backend: %s", #call, (ex).be->name, ctx.error);       \
-    } while (0)
-
-static double uniform(void)
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (double)(seed >> 40) / 8388608.0 - 1.0;
-}
-static int pick(int low, int high) { return low + (int)((uniform() * 0.5 + 0.5) * (high - low + 1)); }
 
 /* The same numbers twice: float32 on the host, and on the device in `dtype`, with NaN between its rows. */
 typedef struct both {
@@ -315,130 +286,6 @@ static void test_conv(int64_t cin, int64_t cout, int64_t h, int64_t w)
 
 /* ==== copies ==== */
 
-static ipvg_tensor room(int64_t count)
-{
-    ipvg_tensor t = ipvg_tensor_of(NULL, IPVG_U8, count);
-    if (gpu.be->memory.alloc(&gpu.be->memory, &ctx, &t.data, (size_t)count) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
-    return t;
-}
-
-/* One after the other without a wait, of all sizes, more than the pinned ring holds. */
-static void test_copies(void)
-{
-    enum { COUNT = 40 };
-    const int64_t most = (int64_t)9 << 20, sizes[] = {1, 300, 256 << 10, (256 << 10) + 1, 1 << 20, most};
-    unsigned char *from = malloc((size_t)most), *back = malloc((size_t)most);
-    ipvg_tensor t[COUNT];
-    int64_t at[COUNT];
-    for (int64_t i = 0; i < most; i++) from[i] = (unsigned char)(i * 31 ^ i >> 13);
-    for (int k = 0; k < COUNT; k++) {
-        t[k] = room(k < 6 ? sizes[k] : pick(1, (int)most / (k % 4 ? 40 : 1)));
-        at[k] = pick(0, (int)(most - t[k].shape[0]));
-        if (gpu.be->copy_in(&gpu, &t[k], from + at[k]) != IPVG_OK) FAIL("%s", ctx.error);
-    }
-    for (int k = 0; k < COUNT; k++) {
-        if (gpu.be->copy_out(&gpu, back, &t[k]) != IPVG_OK) FAIL("%s", ctx.error);
-        if (memcmp(from + at[k], back, (size_t)t[k].shape[0])) FAIL("other bytes came back of copy %d", k);
-        gpu.be->memory.free(&gpu.be->memory, t[k].data);
-    }
-    free(from), free(back);
-}
-
-/* (rows, d) in a block of the device's memory, behind them the scales if they are E4M3. */
-static ipvg_tensor matrix(ipvg_dtype dtype, int64_t rows, int64_t d)
-{
-    const int64_t shape[] = {rows, d};
-    ipvg_tensor t = ipvg_tensor_make(NULL, dtype, 2, shape);
-    const size_t bytes = ipvg_tensor_bytes(&t), scales = dtype == IPVG_E4M3 ? (size_t)rows * sizeof *t.scale : 0;
-    t.data = room((int64_t)(bytes + scales)).data;
-    if (scales) t.scale = (float *)(void *)((char *)t.data + bytes);
-    return t;
-}
-
-/* Many together, from memory and from a file, each in a dtype of its own: the bytes of a copy and a cast one by one.
- * What comes later to the same place waits until they have been used. Then the file ends early. size: of the largest, which are 4800 wide. */
-static void test_uploads(int n, int size)
-{
-    static const ipvg_dtype to[] = {IPVG_BF16, IPVG_F32, IPVG_F16, IPVG_E4M3}, from[] = {IPVG_F32, IPVG_F32, IPVG_BF16};
-    const int64_t most = (int64_t)size * 16 * 300;
-    char path[] = "/tmp/ipvg_uploads_XXXXXX";
-    const ipvg_file file = {path, mkstemp(path)};
-    ipvg_upload u[IPVG_UPLOADS], later[IPVG_UPLOADS];
-    ipvg_tensor want[IPVG_UPLOADS], came[IPVG_UPLOADS];
-    float *numbers = malloc((size_t)most * sizeof *numbers), *zeros = calloc((size_t)most, sizeof *zeros);
-    for (int64_t i = 0; i < most; i++) numbers[i] = (float)uniform();
-    if (write(file.fd, numbers, (size_t)most * sizeof *numbers) != most * (int64_t)sizeof *numbers) FAIL("no file");
-    for (int k = 0; k < n; k++) {
-        const int64_t rows = k % 5 ? pick(1, size / 3) : size, d = 16 * (k % 5 ? pick(1, 300) : 300);
-        const int64_t at = pick(0, (int)(most - rows * d));
-        const ipvg_dtype given = from[pick(0, 2)];
-        ipvg_tensor raw = matrix(given, rows, d);
-        bool same;
-        u[k] = (ipvg_upload){.to = matrix(to[pick(0, gpu.be->compute == IPVG_E4M3 ? 3 : 2)], rows, d), .dtype = given};
-        want[k] = matrix(u[k].to.dtype, rows, d);
-        same = given == want[k].dtype; /* a NaN among the bits then stays the one that it is */
-        if (k % 2)
-            u[k].data = numbers + at;
-        else
-            u[k].file = &file, u[k].offset = (uint64_t)at * sizeof *numbers;
-        if (gpu.be->copy_in(&gpu, same ? &want[k] : &raw, numbers + at) != IPVG_OK) FAIL("%s", ctx.error);
-        if (!same) RUN(gpu, ipvg_cast(&gpu, &want[k], &raw));
-        gpu.be->memory.free(&gpu.be->memory, raw.data);
-    }
-    RUN(gpu, gpu.be->upload(&gpu, u, n));
-    for (int k = 0; k < n; k++) {
-        const int64_t scales = want[k].scale ? want[k].shape[0] * (int64_t)sizeof *want[k].scale : 0;
-        later[k] = (ipvg_upload){.to = u[k].to, .dtype = u[k].dtype, .data = zeros};
-        came[k] = room((int64_t)ipvg_tensor_bytes(&want[k]) + scales);
-        if (gpu.be->copy_in(&gpu, &came[k], u[k].to.data) != IPVG_OK) FAIL("%s", ctx.error);
-    }
-    if (gpu.be->upload(&gpu, later, n) != IPVG_OK) FAIL("%s", ctx.error);
-    for (int k = 0; k < n; k++) {
-        const ipvg_tensor all = ipvg_tensor_of(want[k].data, IPVG_U8, came[k].shape[0]);
-        char *ours = malloc(ipvg_tensor_bytes(&all)), *theirs = malloc(ipvg_tensor_bytes(&all));
-        if (gpu.be->copy_out(&gpu, ours, &came[k]) != IPVG_OK || gpu.be->copy_out(&gpu, theirs, &all) != IPVG_OK)
-            FAIL("%s", ctx.error);
-        if (memcmp(ours, theirs, ipvg_tensor_bytes(&all)))
-            FAIL("upload %d of %d, in %s", k, n, ipvg_dtype_name(want[k].dtype));
-        gpu.be->memory.free(&gpu.be->memory, want[k].data);
-        gpu.be->memory.free(&gpu.be->memory, came[k].data);
-        free(ours), free(theirs);
-    }
-    if (ftruncate(file.fd, 0) || gpu.be->upload(&gpu, u, n) != IPVG_E_FORMAT || !strstr(ctx.error, path) ||
-        !strstr(ctx.error, "cut short"))
-        FAIL("a file that was cut short: %s", ctx.error);
-    close(file.fd);
-    if (gpu.be->upload(&gpu, u, n) != IPVG_E_IO) FAIL("a file that is not open: %s", ctx.error);
-    for (int k = 0; k < n; k++) gpu.be->memory.free(&gpu.be->memory, u[k].to.data);
-    unlink(path);
-    free(numbers), free(zeros);
-}
-
-/* By one thread too: a lane has a ring of its own. */
-static void test_uploads_alone(void)
-{
-    const ipvg_exec all = gpu;
-    const int threads = ctx.threads;
-    ipvg_backend *lane;
-    ctx.threads = 1;
-    if (all.be->lane(all.be, &ctx, &lane) != IPVG_OK) FAIL("%s", ctx.error), exit(1);
-    gpu.be = lane;
-    test_uploads(20, 60);
-    gpu = all;
-    ctx.threads = threads;
-    ipvg_arena_free(&gpu_arena);
-    ipvg_backend_free(&lane);
-}
-
-static void test_refused_uploads(void)
-{
-    ipvg_upload wide = {.to = ipvg_tensor_of(NULL, IPVG_E4M3, 1, 1 << 19), .dtype = IPVG_F32};
-    ipvg_upload odd = {.to = ipvg_tensor_of(NULL, IPVG_BF16, 1), .dtype = IPVG_F64};
-    if (gpu.be->upload(&gpu, &wide, 1) != IPVG_E_UNSUPPORTED || !strstr(ctx.error, "262144 numbers, not 524288"))
-        FAIL("rows that are too long for a piece: %s", ctx.error);
-    if (gpu.be->upload(&gpu, &odd, 1) != IPVG_E_TYPE || !strstr(ctx.error, "float64")) FAIL("float64: %s", ctx.error);
-}
-
 /* Rows of a table on the host, in pieces that end within a row. */
 static void test_rows(int64_t count, int64_t d)
 {
@@ -505,15 +352,7 @@ static void test_bytes(int64_t h, int64_t w, int64_t channels)
 
 static void test_all(ipvg_dtype dtype, int rounds)
 {
-    ipvg_backend *be;
-    const ipvg_status opened = ipvg_backend_cuda(&ctx, &be, 0, dtype);
-    if (opened == IPVG_E_UNSUPPORTED && dtype == IPVG_E4M3) {
-        printf("%s\n", ctx.error);
-        return;
-    }
-    if (opened != IPVG_OK) FAIL("%s", ctx.error), exit(1);
-    be->begin(be);
-    gpu = (ipvg_exec){.ctx = &ctx, .be = be, .arena = &gpu_arena};
+    if (!open_gpu(dtype)) return;
     for (int i = 0; i < rounds; i++) {
         const int64_t unit = pick(0, 1) ? 8 : 1;
         test_linear(pick(1, 40), unit * pick(1, 90 / (int)unit), unit * pick(1, 90 / (int)unit));
@@ -531,11 +370,9 @@ static void test_all(ipvg_dtype dtype, int rounds)
         test_linear_e4m3(20000 + pick(0, 300), 16, 32, true); /* in parts */
         test_refusals_e4m3();
     }
-    test_copies();
-    test_uploads(5, 6), test_uploads(IPVG_UPLOADS, 60), test_uploads_alone(), test_refused_uploads();
     test_rows(pick(1, 9), pick(1, 99)), test_rows(700, 1201);
     ipvg_arena_free(&gpu_arena);
-    ipvg_backend_free(&be);
+    gpu.be->free((ipvg_backend *)(uintptr_t)gpu.be);
 }
 
 int main(int argc, char **argv)
