@@ -78,19 +78,22 @@ struct team_plan {
     int64_t blocks;
 };
 
-/* For rows of `chunks` pieces, of which a thread keeps `keep` in registers. */
+/* Threads of a team for rows of `chunks` pieces, of which a thread keeps `keep` in registers. */
+__host__ __device__ constexpr int team_lanes(int64_t chunks, int keep)
+{
+    const int64_t want = (chunks + keep - 1) / keep;
+    int lanes = 1;
+    if (want > 32) return (int)(want > TEAM_MOST ? TEAM_MOST : (want + 31) / 32 * 32);
+    while (lanes < want) lanes *= 2;
+    return lanes;
+}
+
 inline team_plan plan_teams(int64_t rows, int64_t chunks, int keep)
 {
-    const int64_t want = ceil_div(chunks, keep);
     team_plan p;
-    if (want > 32) {
-        p.lanes = p.threads = (int)(want > TEAM_MOST ? TEAM_MOST : ceil_div(want, 32) * 32);
-        p.blocks = rows;
-    } else {
-        for (p.lanes = 1; p.lanes < want; p.lanes *= 2) {}
-        p.threads = 128;
-        p.blocks = ceil_div(rows, p.threads / p.lanes);
-    }
+    p.lanes = team_lanes(chunks, keep);
+    p.threads = p.lanes > 32 ? p.lanes : 128;
+    p.blocks = ceil_div(rows, p.threads / p.lanes);
     return p;
 }
 

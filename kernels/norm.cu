@@ -8,6 +8,14 @@ template <int V>
 using norm_keep = std::integral_constant<int, V == 8 ? 6 : keep<V>::chunks>;
 template <int V>
 using norm_row = kept_row<V, norm_keep<V>::value>;
+template <int V, int D>
+__device__ inline team norm_team(int64_t *d, int lanes)
+{
+    return team_for<V, norm_keep<V>::value, D>(d, lanes);
+}
+
+/* Of a kernel of teams with a parameter D: 128 threads there, five blocks of which have 96 registers a thread. */
+#define NORM_BOUNDS __launch_bounds__(D ? 128 : TEAM_MOST, D ? 5 : 1)
 
 /* ==== layer norm, after a gated residual or alone ==== */
 
@@ -105,25 +113,26 @@ __device__ inline void write_norm(const array &y, float *y_scale, norm_row<V> &r
     });
 }
 
-/* Usual: 2 is the same with a result in E4M3. */
-template <int V, int Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
-    layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus, float eps, int64_t rows,
-                      int64_t d, int lanes)
+/* Usual: 2 is the same with a result in E4M3. D: of the models, or 0. */
+template <int V, int Usual, int D>
+__global__ void NORM_BOUNDS layer_norm_kernel(array y, float *y_scale, array x, array mul, array add, float plus,
+                                              float eps, int64_t rows, int64_t d, int lanes)
 {
-    const team t(lanes);
+    const team t = norm_team<V, D>(&d, lanes);
+    if (D && t.row >= rows) return;
     if (Usual) y.dtype = Usual == 2 ? IPVG_K_E4M3 : IPVG_K_BF16, x.dtype = IPVG_K_BF16;
     if (Usual) mul.dtype = add.dtype = IPVG_K_F32;
     norm_row<V> row(t, x, rows, d);
     write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
 }
 
-template <int V, int Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
-    gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
-                              float eps, int64_t rows, int64_t d, int lanes)
+template <int V, int Usual, int D>
+__global__ void NORM_BOUNDS gate_residual_norm_kernel(array y, float *y_scale, array x, array u, array gate, array mul,
+                                                      array add, float plus, float eps, int64_t rows, int64_t d,
+                                                      int lanes)
 {
-    const team t(lanes);
+    const team t = norm_team<V, D>(&d, lanes);
+    if (D && t.row >= rows) return;
     if (Usual) {
         y.dtype = Usual == 2 ? IPVG_K_E4M3 : IPVG_K_BF16, x.dtype = u.dtype = IPVG_K_BF16;
         gate.dtype = mul.dtype = add.dtype = IPVG_K_F32;
@@ -133,13 +142,22 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
         float g[V];
         load_or<V>(g, gate, column, 1.f);
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] = rounded(fmaf(w[i], g[i], v[i]), x.dtype);
-        store<V>(x, t.row * x.ld + column, v);
+        for (int i = 0; i < V; i++) v[i] = fmaf(w[i], g[i], v[i]);
+        store_rounded<V>(x, t.row * x.ld + column, v);
     });
     write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
 }
 
 /* ==== RMS norm, with rotary embedding or without ==== */
+
+#define HEAD 128 /* of all models */
+
+template <int V>
+__device__ inline void times(float (&v)[V], float factor)
+{
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] *= factor;
+}
 
 template <int V, bool Rope>
 __device__ inline void rms_norm(const team &t, array y, array x, array w, const float *rope, int head, float eps,
@@ -154,49 +172,54 @@ __device__ inline void rms_norm(const team &t, array y, array x, array w, const 
 #pragma unroll
         for (int i = 0; i < V; i++) squares = fmaf(v[i], v[i], squares);
     });
-    const float inverse = 1.f / sqrtf(team_sum(t, squares) / (float)d + eps);
-    row.each([&](float(&v)[V], int column) {
+    const float inverse = 1.f / sqrtf(team_sum(t, squares) * (1.f / (float)d) + eps);
+    if (alike) times<V>(turn, inverse); /* the angles' length becomes `inverse` */
+    row.each([&](const float(&v)[V], int column) {
         float f[V], out[V];
         load_vector<V>(f, w, column);
-#pragma unroll
-        for (int i = 0; i < V; i++) out[i] = v[i] * inverse * f[i];
         if constexpr (Rope) {
-            if (!alike) load_vector<V>(turn, angles, t.row * head + column % head);
+            if (!alike) load_vector<V>(turn, angles, t.row * head + column % head), times<V>(turn, inverse);
 #pragma unroll
             for (int i = 0; i < V; i += 2) {
-                const float a = out[i], b = out[i + 1];
+                const float a = v[i] * f[i], b = v[i + 1] * f[i + 1];
                 out[i] = a * turn[i] - b * turn[i + 1];
                 out[i + 1] = b * turn[i] + a * turn[i + 1];
             }
+        } else {
+#pragma unroll
+            for (int i = 0; i < V; i++) out[i] = v[i] * inverse * f[i];
         }
         store<V>(y, t.row * y.ld + column, out);
     });
 }
 
-template <int V, bool Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
-    rms_norm_kernel(array y, array x, array w, float eps, int64_t rows, int64_t d, int lanes)
+template <int V, int Usual, int D>
+__global__ void NORM_BOUNDS rms_norm_kernel(array y, array x, array w, float eps, int64_t rows, int64_t d, int lanes)
 {
+    const team t = norm_team<V, D>(&d, lanes);
+    if (D && t.row >= rows) return;
     if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
-    rms_norm<V, false>(team(lanes), y, x, w, NULL, 1, eps, rows, d);
+    rms_norm<V, false>(t, y, x, w, NULL, 1, eps, rows, d);
 }
 
-template <int V, bool Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
-    rms_norm_rope_kernel(array y, array x, array w, const float *rope, int head, float eps, int64_t rows, int64_t d,
-                         int lanes)
+template <int V, int Usual, int D>
+__global__ void NORM_BOUNDS rms_norm_rope_kernel(array y, array x, array w, const float *rope, int head, float eps,
+                                                 int64_t rows, int64_t d, int lanes)
 {
+    const team t = norm_team<V, D>(&d, lanes);
+    if (D && t.row >= rows) return;
+    if (D) head = HEAD;
     if (Usual) y.dtype = x.dtype = IPVG_K_BF16, w.dtype = IPVG_K_F32;
-    rms_norm<V, true>(team(lanes), y, x, w, rope, head, eps, rows, d);
+    rms_norm<V, true>(t, y, x, w, rope, head, eps, rows, d);
 }
 
 /* ==== quantisation alone ==== */
 
-template <int V, bool Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
-    quantise_rows_kernel(array y, float *y_scale, array x, int64_t rows, int64_t d, int lanes)
+template <int V, int Usual, int D>
+__global__ void NORM_BOUNDS quantise_rows_kernel(array y, float *y_scale, array x, int64_t rows, int64_t d, int lanes)
 {
-    const team t(lanes);
+    const team t = norm_team<V, D>(&d, lanes);
+    if (D && t.row >= rows) return;
     if (Usual) x.dtype = IPVG_K_BF16, y.dtype = IPVG_K_E4M3;
     norm_row<V> row(t, x, rows, d);
     write_row<V>(y, y_scale, row, [&](float(&out)[V], const float(&v)[V], int) {
@@ -235,23 +258,19 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
 
 /* ==== launchers ==== */
 
-/* Starts kernel<8> or kernel<narrow>, with a team for each row. */
-#define ROWS(kernel, narrow, fast, usual, rows, d, stream, ...)                                                       \
-    do {                                                                                                              \
-        const team_plan p8 = plan_teams(rows, (d) / 8, norm_keep<8>::value);                                          \
-        const team_plan p1 = plan_teams(rows, (d) / (narrow), norm_keep<narrow>::value);                              \
-        if (!(fast))                                                                                                  \
-            return launch(kernel<narrow, false>, p1.blocks, p1.threads, stream, __VA_ARGS__, rows, d, p1.lanes);      \
-        return launch((usual) ? kernel<8, true> : kernel<8, false>, p8.blocks, p8.threads, stream, __VA_ARGS__, rows, \
-                      d, p8.lanes);                                                                                   \
-    } while (0)
+/* Which instance: with accesses of 16 bytes or not (`narrow` numbers at a time then), and the usual dtypes' for a width. */
+#define USUAL(kernel, as, d) ((d) == 1536 ? kernel<8, as, 1536> : (d) == 5120 ? kernel<8, as, 5120> : kernel<8, as, 0>)
+#define INSTANCE(kernel, narrow, fast, usual, d) \
+    (!(fast) ? kernel<narrow, 0, 0> : (usual) ? USUAL(kernel, 1, d) : kernel<8, 0, 0>)
 
-/* The same with 16-byte accesses and a result in E4M3. */
-#define BYTES(kernel, rows, d, stream, ...)                                                      \
-    do {                                                                                         \
-        const team_plan p = plan_teams(rows, (d) / 8, norm_keep<8>::value);                      \
-        return launch(kernel<8, 2>, p.blocks, p.threads, stream, __VA_ARGS__, rows, d, p.lanes); \
-    } while (0)
+/* Starts it, a team for each row; v: how many numbers at a time. */
+template <typename... P, typename... A>
+static int start(void (*kernel)(P...), int v, int64_t rows, int64_t d, void *stream, A... args)
+{
+    const int keep = v == 8 ? norm_keep<8>::value : norm_keep<1>::value;
+    const team_plan plan = plan_teams(rows, d / v, keep);
+    return launch(kernel, plan.blocks, plan.threads, stream, args..., rows, d, plan.lanes);
+}
 
 static bool bad(int64_t rows, int64_t d) { return rows < 0 || d < 1 || d > INT32_MAX; }
 
@@ -264,9 +283,9 @@ int ipvg_k_layer_norm(array y, float *y_scale, array x, array mul, array add, fl
     mul = flat(mul), add = flat(add);
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, mul, add)) return cudaErrorInvalidValue;
     const bool fast = wide(d, y, x, mul, add), usual = all_of(IPVG_K_BF16, x) && all_of(IPVG_K_F32, mul, add);
-    if (y_scale && fast && usual) BYTES(layer_norm_kernel, rows, d, stream, y, y_scale, x, mul, add, plus, eps);
-    ROWS(layer_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), rows, d, stream, y, y_scale, x, mul, add, plus,
-         eps);
+    return start(y_scale && fast && usual ? USUAL(layer_norm_kernel, 2, d)
+                                          : INSTANCE(layer_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), d),
+                 fast ? 8 : 1, rows, d, stream, y, y_scale, x, mul, add, plus, eps);
 }
 
 int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array gate, array mul, array add, float plus,
@@ -276,18 +295,18 @@ int ipvg_k_gate_residual_norm(array y, float *y_scale, array x, array u, array g
     if (bad(rows, d) || bad_result(y, y_scale) || !readable(x, u, gate, mul, add)) return cudaErrorInvalidValue;
     const bool fast = wide(d, y, x, u, gate, mul, add),
                usual = all_of(IPVG_K_BF16, x, u) && all_of(IPVG_K_F32, gate, mul, add);
-    if (y_scale && fast && usual)
-        BYTES(gate_residual_norm_kernel, rows, d, stream, y, y_scale, x, u, gate, mul, add, plus, eps);
-    ROWS(gate_residual_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), rows, d, stream, y, y_scale, x, u, gate,
-         mul, add, plus, eps);
+    return start(y_scale && fast && usual
+                     ? USUAL(gate_residual_norm_kernel, 2, d)
+                     : INSTANCE(gate_residual_norm_kernel, 1, fast, usual && all_of(IPVG_K_BF16, y), d),
+                 fast ? 8 : 1, rows, d, stream, y, y_scale, x, u, gate, mul, add, plus, eps);
 }
 
 int ipvg_k_rms_norm(array y, array x, array w, float eps, int64_t rows, int64_t d, void *stream)
 {
     w = flat(w);
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w)) return cudaErrorInvalidValue;
-    ROWS(rms_norm_kernel, 1, wide(d, y, x, w), all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y,
-         x, w, eps);
+    const bool fast = wide(d, y, x, w), usual = all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w);
+    return start(INSTANCE(rms_norm_kernel, 1, fast, usual, d), fast ? 8 : 1, rows, d, stream, y, x, w, eps);
 }
 
 int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads, float eps, int64_t rows, int64_t d,
@@ -297,19 +316,25 @@ int ipvg_k_rms_norm_rope(array y, array x, array w, const float *rope, int heads
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(x, w) || heads < 1 || d % (2 * (int64_t)heads))
         return cudaErrorInvalidValue;
     const int head = (int)(d / heads);
-    const bool fast = wide(d, y, x, w, array{(void *)rope, IPVG_K_F32, 0}) && head % 8 == 0;
-    ROWS(rms_norm_rope_kernel, 2, fast, all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w), rows, d, stream, y, x, w,
-         rope, head, eps);
+    const bool fast = wide(d, y, x, w, array{(void *)rope, IPVG_K_F32, 0}) && head % 8 == 0,
+               usual = head == HEAD && all_of(IPVG_K_BF16, y, x) && all_of(IPVG_K_F32, w);
+    return start(INSTANCE(rms_norm_rope_kernel, 2, fast, usual, d), fast ? 8 : 2, rows, d, stream, y, x, w, rope, head,
+                 eps);
 }
 
 int ipvg_k_quantise_rows(array y, float *y_scale, array x, int64_t rows, int64_t d, void *stream)
 {
     if (bad(rows, d) || y.dtype != IPVG_K_E4M3 || !y_scale || !readable(x)) return cudaErrorInvalidValue;
-    ROWS(quantise_rows_kernel, 1, wide(d, y, x), all_of(IPVG_K_BF16, x), rows, d, stream, y, y_scale, x);
+    const bool fast = wide(d, y, x), usual = all_of(IPVG_K_BF16, x);
+    return start(INSTANCE(quantise_rows_kernel, 1, fast, usual, d), fast ? 8 : 1, rows, d, stream, y, y_scale, x);
 }
 
 int ipvg_k_nag(array y, array p, array n, float scale, float tau, float alpha, int64_t rows, int64_t d, void *stream)
 {
     if (bad(rows, d) || y.dtype == IPVG_K_E4M3 || !readable(p, n)) return cudaErrorInvalidValue;
-    ROWS(nag_kernel, 1, wide(d, y, p, n), all_of(IPVG_K_BF16, y, p, n), rows, d, stream, y, p, n, scale, tau, alpha);
+    const bool fast = wide(d, y, p, n), usual = all_of(IPVG_K_BF16, y, p, n);
+    return start(!fast   ? nag_kernel<1, false>
+                 : usual ? nag_kernel<8, true>
+                         : nag_kernel<8, false>,
+                 fast ? 8 : 1, rows, d, stream, y, p, n, scale, tau, alpha);
 }

@@ -18,13 +18,24 @@ struct team {
 
     __device__ explicit team(int lanes_)
     {
-        const int teams = (int)blockDim.x / lanes_;
+        const unsigned per = (unsigned)lanes_, teams = blockDim.x / per;
         lanes = lanes_;
-        lane = (int)threadIdx.x % lanes_;
+        lane = (int)(threadIdx.x % per);
         /* Backwards: the L2 cache still holds the last rows that the product before has written. */
-        row = (int64_t)(gridDim.x - 1 - blockIdx.x) * teams + (int)threadIdx.x / lanes_;
+        row = (int64_t)(gridDim.x - 1 - blockIdx.x) * teams + threadIdx.x / per;
     }
 };
+
+/* The same for rows of d numbers, V of them a chunk, of which a thread keeps N: D, if it is not 0, is d, and the compiler knows
+ * then who has which chunk. No check and no loop for longer rows is left, nor the arithmetic of addresses, which together
+ * take longer than a row's numbers. */
+template <int V, int N, int D>
+__device__ inline team team_for(int64_t *d, int lanes)
+{
+    static_assert(D == 0 || (D % V == 0 && D / V % team_lanes(D / V, N) == 0), "each thread has as many chunks");
+    if (D) *d = D;
+    return team(D ? team_lanes(D / V, N) : lanes);
+}
 
 struct add {
     static __device__ float of(float a, float b) { return a + b; }
@@ -33,14 +44,16 @@ struct greater {
     static __device__ float of(float a, float b) { return fmaxf(a, b); }
 };
 
-/* The sum (the greatest) of n values of each thread over its team, in one fixed order; every thread gets it. All threads of
- * the block call it, those without a row too. */
+/* The sum (the greatest) of M values of each thread over its team, in one fixed order; every thread gets it. All threads of
+ * the block call it, those without a row too; a kernel once for each Op and M, whose shared memory is used once then. */
 template <class Op, int M>
 __device__ inline void reduce(const team &t, float (&v)[M])
 {
-    for (int step = (t.lanes < 32 ? t.lanes : 32) / 2; step > 0; step /= 2)
 #pragma unroll
-        for (int m = 0; m < M; m++) v[m] = Op::of(v[m], __shfl_xor_sync(FULL_WARP, v[m], step));
+    for (int step = 16; step > 0; step >>= 1)
+        if (step < t.lanes)
+#pragma unroll
+            for (int m = 0; m < M; m++) v[m] = Op::of(v[m], __shfl_xor_sync(FULL_WARP, v[m], step));
     if (t.lanes <= 32) return;
     __shared__ float part[M][32];
     const int warp = t.lane / 32, warps = t.lanes / 32;
@@ -53,7 +66,6 @@ __device__ inline void reduce(const team &t, float (&v)[M])
         v[m] = part[m][0];
         for (int w = 1; w < warps; w++) v[m] = Op::of(v[m], part[m][w]);
     }
-    __syncthreads(); /* until then nobody may write `part` again */
 }
 
 __device__ inline float team_sum(const team &t, float v)

@@ -1,18 +1,25 @@
 /* What the video VAE needs around its convolutions: channels last, a pixel's channels are a row. */
+#include <type_traits>
+
 #include "team.cuh"
 
 /* ==== after a convolution: bias, residual, norm, SiLU ==== */
 
 #define MOST_CHANNELS 4096 /* a pixel stays in registers: with V = 1, TEAM_MOST threads hold 8 numbers each */
 
-template <int V, bool Usual>
-__global__ void __launch_bounds__(TEAM_MOST, 1)
+/* C: c where the compiler is to know it, one of the autoencoder's 96, 192 and 384, of which 4, 8, 16 threads keep 3 chunks. */
+template <int V, int C>
+using pixel_keep = std::integral_constant<int, C ? 3 : keep<V>::chunks>;
+
+template <int V, bool Usual, int C>
+__global__ void __launch_bounds__(C ? 128 : TEAM_MOST, 1)
     conv_finish_kernel(array y, array z, array x, array bias, array residual, array gamma, bool silu, int64_t pixels,
                        int64_t c, int lanes)
 {
-    const team t(lanes);
+    constexpr int N = pixel_keep<V, C>::value;
+    const team t = team_for<V, N, C>(&c, lanes);
     if (Usual) y.dtype = z.dtype = x.dtype = bias.dtype = residual.dtype = IPVG_K_F16, gamma.dtype = IPVG_K_F32;
-    kept_row<V> row(t, x, pixels, c);
+    kept_row<V, N> row(t, x, pixels, c);
     float squares = 0.f;
     auto finish = [&](float(&v)[V], const float(&r)[V], int column) {
         float b[V];
@@ -40,7 +47,7 @@ __global__ void __launch_bounds__(TEAM_MOST, 1)
 #pragma unroll
         for (int i = 0; i < V; i++) {
             out[i] = v[i] * scale * g[i];
-            if (silu) out[i] = silu_of(out[i]);
+            if (silu) out[i] = Usual ? silu_near(out[i]) : silu_of(out[i]);
         }
         store<V>(z, t.row * z.ld + column, out);
     });
@@ -57,11 +64,18 @@ int ipvg_k_conv_finish(array y, array z, array x, array bias, array residual, ar
     const bool fast = wide(c, x) && (!y.data || aligned(y)) && (!z.data || aligned(z)) &&
                       (!bias.data || aligned(bias)) && (!residual.data || aligned(residual)) &&
                       (!gamma.data || aligned(gamma));
-    const team_plan plan = plan_teams(pixels, fast ? c / 8 : c, fast ? keep<8>::chunks : keep<1>::chunks);
-    const bool usual = all_of(IPVG_K_F16, y, z, x, bias, residual) && all_of(IPVG_K_F32, gamma);
-    return launch(!fast   ? conv_finish_kernel<1, false>
-                  : usual ? conv_finish_kernel<8, true>
-                          : conv_finish_kernel<8, false>,
+    const bool usual = fast && all_of(IPVG_K_F16, y, z, x, bias, residual) && all_of(IPVG_K_F32, gamma),
+               known = usual && (c == 96 || c == 192 || c == 384);
+    const team_plan plan = plan_teams(pixels, fast ? c / 8 : c,
+                                      known  ? pixel_keep<8, 96>::value
+                                      : fast ? pixel_keep<8, 0>::value
+                                             : pixel_keep<1, 0>::value);
+    return launch(!fast      ? conv_finish_kernel<1, false, 0>
+                  : !usual   ? conv_finish_kernel<8, false, 0>
+                  : !known   ? conv_finish_kernel<8, true, 0>
+                  : c == 96  ? conv_finish_kernel<8, true, 96>
+                  : c == 192 ? conv_finish_kernel<8, true, 192>
+                             : conv_finish_kernel<8, true, 384>,
                   plan.blocks, plan.threads, stream, y, z, x, bias, residual, gamma, silu, pixels, c, plan.lanes);
 }
 

@@ -12,7 +12,7 @@
 # parity    every stage against the golden tensors, float32
 # bf16      outputs in bfloat16: at most 1.5 times PyTorch's own error on the same case (tests/bfloat16.py)
 # fp8       what cuBLASLt takes of 8-bit products (fp8.c), the transformer with them (errors are printed), tests/test_fp8.py
-# rates     the transformer's own kernels beside the rate at which this GPU copies (rates.c)
+# rates     our own kernels beside the rate at which this GPU copies, alone and between matrix products (rates.c)
 # attention cuDNN's attention, our own kernel and the three steps at the models' sizes: microseconds, errors (attention.c)
 # gpu       tests/test_gpu.py: as the CPU computes, the same bytes twice, cancelling, threads, memory
 # stream    tests/test_streaming.py: weights under a memory limit, the same bytes, and nvidia-smi's count of it (alone on the GPU)
@@ -88,7 +88,7 @@ fp8_program() {
 
 rates_program() {
     local libraries
-    libraries=$(flags cudart) || return
+    libraries=$(flags cudart cublas) || return
     gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra tests/cuda/rates.c build/temp.*/kernels/*.cu.o $libraries -lstdc++ -lm \
         -o build/gpu/rates && build/gpu/rates
 }
