@@ -139,58 +139,80 @@ int ipvg_k_multiply(array y, array x, array f, int64_t count, void *stream)
 
 /* ==== weighted sums ==== */
 
+#define SUMS 4
 #define TERMS 16
 #define TOGETHER 4 /* terms whose loads overlap */
 
-struct terms {
-    array x[TERMS];
+struct weighted {
+    array y, x[TERMS];
     float weight[TERMS];
+    int n;
+};
+struct weighted_sums {
+    weighted sum[SUMS];
     int n;
 };
 
 template <int V, bool Usual>
-__global__ void combine_kernel(array y, terms t, int64_t chunks)
+__global__ void sums_kernel(const __grid_constant__ weighted_sums sums, int64_t chunks)
 {
-    if (Usual) y.dtype = IPVG_K_BF16;
     const int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= chunks * V) return;
-    auto dtype_of = [&](int i) { return Usual ? IPVG_K_BF16 : t.x[i].dtype; };
-    float sum[V] = {};
-    for (int first = 0; first < t.n; first += TOGETHER) {
-        raw<V> bits[TOGETHER];
+    for (int k = 0; k < sums.n; k++) {
+        const weighted &t = sums.sum[k];
+        auto usual = [&](const array &a) { return array{a.data, Usual ? IPVG_K_BF16 : a.dtype, 0}; };
+        float sum[V] = {};
+        for (int first = 0; first < t.n; first += TOGETHER) {
+            raw<V> bits[TOGETHER];
 #pragma unroll
-        for (int i = 0; i < TOGETHER; i++)
-            if (first + i < t.n) bits[i] = fetch<V>(array{t.x[first + i].data, dtype_of(first + i), 0}, at);
+            for (int i = 0; i < TOGETHER; i++)
+                if (first + i < t.n) bits[i] = fetch<V>(usual(t.x[first + i]), at);
 #pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            float v[V];
-            if (first + i >= t.n) break;
-            widen<V>(v, bits[i], dtype_of(first + i));
+            for (int i = 0; i < TOGETHER; i++) {
+                float v[V];
+                if (first + i >= t.n) break;
+                widen<V>(v, bits[i], usual(t.x[first + i]).dtype);
 #pragma unroll
-            for (int k = 0; k < V; k++) { /* rounded before it is added: never one fused operation */
-                const float product = __fmul_rn(v[k], t.weight[first + i]);
-                sum[k] = first + i == 0 ? product : __fadd_rn(sum[k], product);
+                for (int e = 0; e < V; e++) { /* rounded before it is added: never one fused operation */
+                    const float product = __fmul_rn(v[e], t.weight[first + i]);
+                    sum[e] = first + i == 0 ? product : __fadd_rn(sum[e], product);
+                }
             }
         }
+        store<V>(usual(t.y), at, sum);
+        asm volatile("" ::: "memory"); /* the next sum's loads stay behind it, whatever their types */
     }
-    store<V>(y, at, sum);
+}
+
+int ipvg_k_sums(const ipvg_k_sum *sums, int n, int64_t count, void *stream)
+{
+    bool fast = count % 8 == 0, usual = true;
+    weighted_sums all = {};
+    if (n < 1 || n > SUMS || count < 0) return cudaErrorInvalidValue;
+    for (all.n = 0; all.n < n; all.n++) {
+        const ipvg_k_sum &from = sums[all.n];
+        weighted &t = all.sum[all.n];
+        if (from.n < 1 || from.n > TERMS || from.y.dtype == IPVG_K_E4M3) return cudaErrorInvalidValue;
+        t.y = flat(from.y);
+        fast = fast && aligned(t.y), usual = usual && all_of(IPVG_K_BF16, t.y);
+        for (int i = 0; i < from.n; i++) {
+            const array x = flat(from.x[i]);
+            if (from.weight[i] == 0.f) continue;
+            if (!readable(x)) return cudaErrorInvalidValue;
+            fast = fast && aligned(x), usual = usual && all_of(IPVG_K_BF16, x);
+            t.x[t.n] = x;
+            t.weight[t.n++] = from.weight[i];
+        }
+    }
+    const int64_t chunks = fast ? count / 8 : count;
+    return launch(!fast   ? sums_kernel<1, false>
+                  : usual ? sums_kernel<8, true>
+                          : sums_kernel<8, false>,
+                  ceil_div(chunks, 256), 256, stream, all, chunks);
 }
 
 int ipvg_k_combine(array y, int n, const array *x, const float *weight, int64_t count, void *stream)
 {
-    bool fast = wide(count, flat(y)), usual = all_of(IPVG_K_BF16, y);
-    terms t = {};
-    if (n < 1 || n > TERMS || count < 0 || y.dtype == IPVG_K_E4M3) return cudaErrorInvalidValue;
-    for (int i = 0; i < n; i++) {
-        if (weight[i] == 0.f) continue;
-        if (!readable(x[i])) return cudaErrorInvalidValue;
-        fast = fast && aligned(flat(x[i])), usual = usual && all_of(IPVG_K_BF16, x[i]);
-        t.x[t.n] = flat(x[i]);
-        t.weight[t.n++] = weight[i];
-    }
-    const int64_t chunks = fast ? count / 8 : count;
-    return launch(!fast   ? combine_kernel<1, false>
-                  : usual ? combine_kernel<8, true>
-                          : combine_kernel<8, false>,
-                  ceil_div(chunks, 256), 256, stream, y, t, chunks);
+    const ipvg_k_sum sum = {y, n, x, weight};
+    return ipvg_k_sums(&sum, 1, count, stream);
 }

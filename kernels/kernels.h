@@ -93,6 +93,14 @@ int ipvg_k_cast(ipvg_k_array y, ipvg_k_array x, int64_t rows, int64_t d, void *s
 /* y (count) = sum_i weight[i] x[i] (count), 1 <= n <= 16, products rounded before they are added from the left: the bits of
  * the CPU. A weight of 0 drops its term. y may be one of x. x and weight are host arrays, read before the return. */
 int ipvg_k_combine(ipvg_k_array y, int n, const ipvg_k_array *x, const float *weight, int64_t count, void *stream);
+/* 1 to 4 of them one after the other, in one pass: a later one may read what an earlier one writes. */
+typedef struct ipvg_k_sum {
+    ipvg_k_array y;
+    int n;
+    const ipvg_k_array *x;
+    const float *weight;
+} ipvg_k_sum;
+int ipvg_k_sums(const ipvg_k_sum *sums, int n, int64_t count, void *stream);
 /* y (count) = x * f. In place allowed. */
 int ipvg_k_multiply(ipvg_k_array y, ipvg_k_array x, ipvg_k_array f, int64_t count, void *stream);
 

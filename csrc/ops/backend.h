@@ -37,6 +37,14 @@ __attribute__((format(printf, 3, 4))) ipvg_status ipvg_see(ipvg_exec *ex, const 
 
 typedef enum ipvg_act { IPVG_ACT_NONE, IPVG_ACT_GELU_TANH, IPVG_ACT_SILU } ipvg_act;
 
+/* y = sum_i weight[i] x[i]; see ipvg_combine. */
+typedef struct ipvg_sum {
+    ipvg_tensor *y;
+    int n;
+    const ipvg_tensor *const *x;
+    const float *weight;
+} ipvg_sum;
+
 struct ipvg_conv; /* ops.h */
 struct ipvg_conv_out;
 
@@ -115,7 +123,7 @@ struct ipvg_backend {
                                       bool modulate, float eps); /* or NULL: as two operations */
     ipvg_status (*gated_gelu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
     ipvg_status (*silu)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
-    ipvg_status (*combine)(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+    ipvg_status (*sums)(ipvg_exec *ex, const ipvg_sum *sums, int count);
     ipvg_status (*multiply)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
     ipvg_status (*gram)(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
     ipvg_status (*blur_tokens)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,

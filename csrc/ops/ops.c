@@ -162,11 +162,22 @@ ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x)
 
 ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight)
 {
-    if (n < 1 || n > 16) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "combine: 1 to 16 terms, got %d", n);
-    for (int i = 0; i < n; i++)
-        NEED(same_shape(x[i], y) && contiguous(x[i]), "combine", "a term", x[i], "the shape of the result, contiguous");
-    NEED_OP(combine, "combine");
-    return ex->be->combine(ex, y, n, x, weight);
+    return ipvg_sums(ex, &(ipvg_sum){y, n, x, weight}, 1);
+}
+
+ipvg_status ipvg_sums(ipvg_exec *ex, const ipvg_sum *sums, int count)
+{
+    if (count < 1 || count > IPVG_SUMS)
+        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "combine: 1 to %d sums, got %d", IPVG_SUMS, count);
+    for (const ipvg_sum *s = sums; s < sums + count; s++) {
+        if (s->n < 1 || s->n > 16) return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "combine: 1 to 16 terms, got %d", s->n);
+        NEED(same_shape(s->y, sums->y), "combine", "a sum", s->y, "the shape of the first");
+        for (int i = 0; i < s->n; i++)
+            NEED(same_shape(s->x[i], s->y) && contiguous(s->x[i]), "combine", "a term", s->x[i],
+                 "the shape of the result, contiguous");
+    }
+    NEED_OP(sums, "combine");
+    return ex->be->sums(ex, sums, count);
 }
 
 /* ---- guidance ---- */

@@ -53,6 +53,10 @@ ipvg_status ipvg_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
 /* y = sum_i weight[i] x[i], of one dtype, computed in float32, added from the left, 1 <= n <= 16; y may be one of x. Guidance and solvers are
  * this one operation. A weight of 0 drops its term (0 * inf must not make a NaN). */
 ipvg_status ipvg_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+/* 1 to IPVG_SUMS such sums of one shape, one after the other, so that a later one may read what an earlier one wrote: the same
+ * bytes, on a GPU in one pass. */
+#define IPVG_SUMS 4
+ipvg_status ipvg_sums(ipvg_exec *ex, const ipvg_sum *sums, int count);
 /* y = x * f, element by element, float32, any shape, contiguous. In place allowed. */
 ipvg_status ipvg_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
 /* gram (n, n) = the inner products of x[0..n-1], sum (n) or NULL = the sum of each; on the host, added in double in one

@@ -336,11 +336,21 @@ done:
     return status;
 }
 
-ipvg_status ipvg_sampler_combine(ipvg_exec *ex, ipvg_sampler *s)
+/* The running differences of this step count from now on. */
+static void move(ipvg_sampler *s)
 {
-    bool needed[IPVG_SAMPLER_BRANCHES], on[IPVG_GUIDANCE_OPERATIONS];
+    for (int i = 0; i < s->operations; i++) s->now[i] = s->now[i] != s->moved[i];
+}
+
+/* The weighted sum of the branches, after what operations and fields make of them; with `advance` the solver's update too, in
+ * one pass if nothing comes between. */
+static ipvg_status guide(ipvg_exec *ex, ipvg_sampler *s, bool advance)
+{
+    bool needed[IPVG_SAMPLER_BRANCHES], on[IPVG_GUIDANCE_OPERATIONS], rescaled = false;
     const ipvg_tensor *term[IPVG_SAMPLER_BRANCHES];
+    ipvg_sum sum[1 + IPVG_SCHEDULE_SUMS];
     const int k = s->state.step;
+    ipvg_schedule_update update;
     ipvg_guidance_step step;
     ipvg_status status;
 
@@ -365,15 +375,28 @@ ipvg_status ipvg_sampler_combine(ipvg_exec *ex, ipvg_sampler *s)
         IPVG_TRY(ipvg_multiply(ex, &s->changed[b], term[b], &s->field[b]));
         term[b] = &s->changed[b];
     }
-    IPVG_TRY(ipvg_combine(ex, &s->combined, s->count, term, s->weight + (size_t)k * (size_t)s->count));
+    for (int i = 0; i < s->operations; i++) rescaled |= s->operation[i].kind == IPVG_RESCALE && on[i];
+    sum[0] = (ipvg_sum){&s->combined, s->count, term, s->weight + (size_t)k * (size_t)s->count};
+    if (advance && !rescaled) {
+        IPVG_TRY(ipvg_schedule_sums(ex->ctx, &update, s->schedule, &s->state, &s->combined));
+        memcpy(sum + 1, update.sum, sizeof update.sum);
+        IPVG_TRY(ipvg_sums(ex, sum, 1 + IPVG_SCHEDULE_SUMS));
+        s->state.step++;
+        move(s);
+        goto done;
+    }
+    IPVG_TRY(ipvg_sums(ex, sum, 1));
     for (int i = 0; i < s->operations; i++) {
         if (s->operation[i].kind != IPVG_RESCALE || !on[i]) continue;
         step.cond = &s->velocity[s->operation[i].cond];
         IPVG_TRY(ipvg_guidance_rescale(ex, &s->combined, &s->operation[i], &step));
     }
+    if (advance) IPVG_TRY(ipvg_sampler_advance(ex, s));
 done:
     return status;
 }
+
+ipvg_status ipvg_sampler_combine(ipvg_exec *ex, ipvg_sampler *s) { return guide(ex, s, false); }
 
 ipvg_status ipvg_sampler_advance(ipvg_exec *ex, ipvg_sampler *s)
 {
@@ -382,7 +405,7 @@ ipvg_status ipvg_sampler_advance(ipvg_exec *ex, ipvg_sampler *s)
     if (s->seen != s->state.step)
         return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "step %d has not been predicted", s->state.step);
     IPVG_TRY(ipvg_schedule_advance(ex, s->schedule, &s->state, &s->combined));
-    for (int i = 0; i < s->operations; i++) s->now[i] = s->now[i] != s->moved[i];
+    move(s);
 done:
     return status;
 }
@@ -392,8 +415,7 @@ ipvg_status ipvg_sampler_step(ipvg_exec *ex, ipvg_sampler *s)
     ipvg_status status;
 
     IPVG_TRY(ipvg_sampler_predict(ex, s));
-    IPVG_TRY(ipvg_sampler_combine(ex, s));
-    IPVG_TRY(ipvg_sampler_advance(ex, s));
+    IPVG_TRY(guide(ex, s, true));
 done:
     return status;
 }

@@ -189,24 +189,36 @@ ipvg_schedule_state ipvg_schedule_state_at(void *memory, int ndim, const int64_t
     return state;
 }
 
-ipvg_status ipvg_schedule_advance(ipvg_exec *ex, const ipvg_schedule *schedule, ipvg_schedule_state *state,
-                                  const ipvg_tensor *velocity)
+ipvg_status ipvg_schedule_sums(ipvg_context *ctx, ipvg_schedule_update *out, const ipvg_schedule *schedule,
+                               ipvg_schedule_state *state, const ipvg_tensor *velocity)
 {
-    ipvg_status status;
     int k = state->step;
     if (k >= schedule->steps)
-        return ipvg_fail(ex->ctx, IPVG_E_ARGUMENT, "the schedule is finished: all %d steps are done", schedule->steps);
+        return ipvg_fail(ctx, IPVG_E_ARGUMENT, "the schedule is finished: all %d steps are done", schedule->steps);
     const ipvg_schedule_step *step = &schedule->step[k];
     ipvg_tensor *x = &state->x, *anchor = &state->anchor;
     ipvg_tensor *x0 = &state->x0[k % 3], *last = &state->x0[(k + 2) % 3], *before = &state->x0[(k + 1) % 3];
 
     /* x0 comes from the sample that the model saw, not from the corrected one. */
-    IPVG_TRY(ipvg_combine(ex, x0, 2, (const ipvg_tensor *[]){x, velocity}, (float[]){1, -step->sigma}));
-    if (step->corrects)
-        IPVG_TRY(ipvg_combine(ex, anchor, 4, (const ipvg_tensor *[]){anchor, x0, last, before}, step->correct));
-    else
-        IPVG_TRY(ipvg_combine(ex, anchor, 1, (const ipvg_tensor *[]){x}, (float[]){1}));
-    IPVG_TRY(ipvg_combine(ex, x, 4, (const ipvg_tensor *[]){anchor, velocity, x0, last}, step->predict));
+    *out = (ipvg_schedule_update){
+        .term = {{x, velocity}, {anchor, x0, last, before}, {anchor, velocity, x0, last}},
+        .of_x0 = {1, -step->sigma},
+        .of_x = {1},
+    };
+    out->sum[0] = (ipvg_sum){x0, 2, out->term[0], out->of_x0};
+    out->sum[1] = (ipvg_sum){anchor, 4, out->term[1], step->correct};
+    if (!step->corrects) out->sum[1] = (ipvg_sum){anchor, 1, out->term[0], out->of_x}; /* x itself */
+    out->sum[2] = (ipvg_sum){x, 4, out->term[2], step->predict};
+    return IPVG_OK;
+}
+
+ipvg_status ipvg_schedule_advance(ipvg_exec *ex, const ipvg_schedule *schedule, ipvg_schedule_state *state,
+                                  const ipvg_tensor *velocity)
+{
+    ipvg_schedule_update update;
+    ipvg_status status;
+    IPVG_TRY(ipvg_schedule_sums(ex->ctx, &update, schedule, state, velocity));
+    IPVG_TRY(ipvg_sums(ex, update.sum, IPVG_SCHEDULE_SUMS));
     state->step++;
 done:
     return status;

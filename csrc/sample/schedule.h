@@ -84,6 +84,16 @@ static inline const ipvg_tensor *ipvg_schedule_x0(const ipvg_schedule_state *sta
     return &state->x0[(state->step - 1) % 3];
 }
 
+/* A step as sums, in this order: x0, the anchor, the next x. When they have been computed (ipvg_sums), state->step is one more. */
+#define IPVG_SCHEDULE_SUMS 3
+typedef struct ipvg_schedule_update {
+    const ipvg_tensor *term[IPVG_SCHEDULE_SUMS][4];
+    float of_x0[2], of_x[1];
+    ipvg_sum sum[IPVG_SCHEDULE_SUMS];
+} ipvg_schedule_update;
+ipvg_status ipvg_schedule_sums(ipvg_context *ctx, ipvg_schedule_update *out, const ipvg_schedule *schedule,
+                               ipvg_schedule_state *state, const ipvg_tensor *velocity);
+
 /* One step. velocity: float32, the shape of x. On failure the state is as before the call, save its scratch slots. */
 ipvg_status ipvg_schedule_advance(ipvg_exec *ex, const ipvg_schedule *schedule, ipvg_schedule_state *state,
                                   const ipvg_tensor *velocity);

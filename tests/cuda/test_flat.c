@@ -62,6 +62,40 @@ static void test_combine(int64_t count)
     for (int i = 0; i < n; i++) release(&x[i]);
 }
 
+/* Sums that read what the one before wrote, in place too: the bytes of one after the other. */
+static void test_sums(int64_t count)
+{
+    enum { SUMS = 4, PLACES = 5, TERMS = 3 };
+    const bool wide = pick(0, 1);
+    const ipvg_k_dtype dtype = any_dtype();
+    matrix x[PLACES], y[PLACES];
+    ipvg_k_array arrays[SUMS][TERMS];
+    ipvg_k_sum sums[SUMS];
+    float weight[SUMS][TERMS];
+    for (int i = 0; i < PLACES; i++) {
+        x[i] = random_matrix(1, count, wide, dtype, 1, 0), y[i] = result(1, count, wide, dtype);
+        memcpy(y[i].v, x[i].v, (size_t)count * sizeof(float));
+        put(&y[i]);
+    }
+    for (int k = 0, last = 0, to; k < SUMS; k++, last = to) {
+        to = pick(0, PLACES - 1);
+        ipvg_k_array again[TERMS];
+        for (int i = 0; i < TERMS; i++) {
+            const int from = i ? pick(0, PLACES - 1) : last;
+            arrays[k][i] = x[from].a, again[i] = y[from].a;
+            weight[k][i] = (float)uniform();
+        }
+        sums[k] = (ipvg_k_sum){x[to].a, TERMS, arrays[k], weight[k]};
+        GPU(ipvg_k_combine(y[to].a, TERMS, again, weight[k], count, NULL));
+    }
+    GPU(ipvg_k_sums(sums, SUMS, count, NULL));
+    for (int i = 0; i < PLACES; i++) {
+        get("combine", &y[i]);
+        judge_equal("sums", &x[i], y[i].v);
+        release(&x[i]), release(&y[i]);
+    }
+}
+
 static void test_multiply(int64_t count)
 {
     const bool wide = pick(0, 1);
@@ -298,6 +332,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < rounds; i++) {
         test_elements(pick(1, 12), width(300));
         test_combine(width(900));
+        test_sums(width(900));
         test_multiply(width(900));
         test_gram(pick(1, 9000));
         test_blur(pick(1, 2), pick(1, 6), pick(1, 7), width(20));

@@ -99,7 +99,7 @@ ipvg_status ipvg_backend_cpu(ipvg_context *ctx, ipvg_backend **out, ipvg_dtype c
         .gate_residual = ipvg_cpu_gate_residual,
         .gated_gelu = ipvg_cpu_gated_gelu,
         .silu = ipvg_cpu_silu,
-        .combine = ipvg_cpu_combine,
+        .sums = ipvg_cpu_sums,
         .multiply = ipvg_cpu_multiply,
         .gram = ipvg_cpu_gram,
         .blur_tokens = ipvg_cpu_blur_tokens,

@@ -37,7 +37,7 @@ ipvg_status ipvg_cpu_rms_norm_rope(ipvg_exec *ex, ipvg_tensor *y, const ipvg_ten
 ipvg_status ipvg_cpu_gate_residual(ipvg_exec *ex, ipvg_tensor *x, const ipvg_tensor *y, const ipvg_tensor *gate);
 ipvg_status ipvg_cpu_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
 ipvg_status ipvg_cpu_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
-ipvg_status ipvg_cpu_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+ipvg_status ipvg_cpu_sums(ipvg_exec *ex, const ipvg_sum *sums, int count);
 /* guidance.c */
 ipvg_status ipvg_cpu_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
 ipvg_status ipvg_cpu_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);

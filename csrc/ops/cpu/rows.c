@@ -127,20 +127,23 @@ done:
     return status;
 }
 
-ipvg_status ipvg_cpu_combine(ipvg_exec *ex, ipvg_tensor *y, int terms, const ipvg_tensor *const *x, const float *weight)
+ipvg_status ipvg_cpu_sums(ipvg_exec *ex, const ipvg_sum *sums, int count)
 {
     const ipvg_loops *loops = ipvg_cpu_loops(ex);
-    int64_t n = ipvg_tensor_count(y);
+    int64_t n = ipvg_tensor_count(sums->y);
     ipvg_status status;
-    IPVG_TRY(ipvg_cpu_need_f32(ex, "combine", "the result", y));
-    for (int t = 0; t < terms; t++) IPVG_TRY(ipvg_cpu_need_f32(ex, "combine", "a term", x[t]));
+    for (const ipvg_sum *s = sums; s < sums + count; s++) {
+        IPVG_TRY(ipvg_cpu_need_f32(ex, "combine", "the result", s->y));
+        for (int t = 0; t < s->n; t++) IPVG_TRY(ipvg_cpu_need_f32(ex, "combine", "a term", s->x[t]));
+    }
     if (ipvg_planning(ex)) goto done;
 #pragma omp parallel for num_threads(ex->ctx->threads) schedule(static) if (n > WORTH_THREADS)
-    for (int64_t i = 0; i < n; i += SLICE) {
-        const float *in[16];
-        for (int t = 0; t < terms; t++) in[t] = (const float *)x[t]->data + i;
-        loops->combine((float *)y->data + i, terms, in, weight, n - i < SLICE ? n - i : SLICE);
-    }
+    for (int64_t i = 0; i < n; i += SLICE)
+        for (const ipvg_sum *s = sums; s < sums + count; s++) {
+            const float *in[16];
+            for (int t = 0; t < s->n; t++) in[t] = (const float *)s->x[t]->data + i;
+            loops->combine((float *)s->y->data + i, s->n, in, s->weight, n - i < SLICE ? n - i : SLICE);
+        }
 done:
     return status;
 }

@@ -99,7 +99,7 @@ ipvg_status ipvg_cuda_gate_residual_norm(ipvg_exec *ex, ipvg_tensor *h, ipvg_ten
                                          bool modulate, float eps);
 ipvg_status ipvg_cuda_gated_gelu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *gate, const ipvg_tensor *up);
 ipvg_status ipvg_cuda_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x);
-ipvg_status ipvg_cuda_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight);
+ipvg_status ipvg_cuda_sums(ipvg_exec *ex, const ipvg_sum *sums, int count);
 ipvg_status ipvg_cuda_multiply(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *f);
 ipvg_status ipvg_cuda_gram(ipvg_exec *ex, double *gram, double *sum, int n, const ipvg_tensor *const *x);
 ipvg_status ipvg_cuda_blur_tokens(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, int64_t rows, int64_t cols,

@@ -6,7 +6,7 @@
 #include "../backend.h"
 
 #define IPVG_CUDA_CAPSULE "ipvg._cuda.api"
-#define IPVG_CUDA_API 4 /* raise it with every change of the structures in base/ and ops/backend.h */
+#define IPVG_CUDA_API 5 /* raise it with every change of the structures in base/ and ops/backend.h */
 
 typedef struct ipvg_cuda_api {
     int version;

@@ -128,14 +128,18 @@ done:
     return status;
 }
 
-ipvg_status ipvg_cuda_combine(ipvg_exec *ex, ipvg_tensor *y, int n, const ipvg_tensor *const *x, const float *weight)
+ipvg_status ipvg_cuda_sums(ipvg_exec *ex, const ipvg_sum *sums, int count)
 {
-    ipvg_k_array to, from[16];
+    ipvg_k_array from[IPVG_SUMS][16];
+    ipvg_k_sum to[IPVG_SUMS];
     ipvg_status status;
-    ARRAY(&to, "combine", y);
-    for (int i = 0; i < n; i++) ARRAY(&from[i], "combine", x[i]);
+    for (int k = 0; k < count; k++) {
+        to[k] = (ipvg_k_sum){.n = sums[k].n, .x = from[k], .weight = sums[k].weight};
+        ARRAY(&to[k].y, "combine", sums[k].y);
+        for (int i = 0; i < sums[k].n; i++) ARRAY(&from[k][i], "combine", sums[k].x[i]);
+    }
     if (ipvg_planning(ex)) goto done;
-    LAUNCH("combine", ipvg_k_combine(to, n, from, weight, ipvg_tensor_count(y), stream(ex)));
+    LAUNCH("combine", ipvg_k_sums(to, count, ipvg_tensor_count(sums->y), stream(ex)));
 done:
     return status;
 }

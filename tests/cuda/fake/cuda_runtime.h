@@ -20,6 +20,7 @@ using std::isnan;
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __constant__
 #define __shared__ static /* one block runs at a time */
