@@ -5,7 +5,7 @@
 
 Needs nvcc, and nvdisasm: on PATH, or what `pip install nvidia-cuda-nvdisasm` brings. Instructions are counted as they
 stand: of a loop once, of both sides of a branch. A kernel that moves memory hides them while all of its warps together
-issue fewer than the SMs can in the time that the memory takes: 4 a clock and SM, and at its power limit an H200's clock is
+issue fewer than the SMs can in the time that the memory takes: 4 a clock and SM; at its power limit an H200 runs at
 1.4 to 1.5 GHz.
 """
 
