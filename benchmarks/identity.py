@@ -6,7 +6,8 @@
 
 `run` makes the clips of every arm (benchmarks/evidence/arms.py) with ipvg and keeps what the judges saw of them in
 --work, one file an arm; a second call does what is missing, so it may be stopped at any time, or with --seconds.
-`report` writes benchmarks/results/identity.{json,md,jpg}. Without a command: what the last report says.
+`report` writes benchmarks/results/identity.{json,md,jpg}; of arms that have no file it keeps what an earlier report of
+the same weights, pairs and settings says. Without a command: what the last report says.
 
 Needs ONNX Runtime besides ipvg. On CPUs a worker is a process with one thread: as many as there are cores are fastest.
 With --device cuda workers are threads that share the GPU. `run --list` tells the arms and their model forwards.

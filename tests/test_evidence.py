@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import bundled
 import identity
 from evidence import arms as arms_
+from evidence import report, work
 from evidence import statistics as st
-from evidence import work
 
 from ipvg import guidance
 from ipvg.parity import relative_l2
@@ -77,6 +77,25 @@ def test_rows_are_added_and_those_of_another_run_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"arm\.npz is of other weights"):
         identity.save(path, {9: row(9)}, "another run")
     assert identity.load(path)["pairs"].tolist() == [0, 1, 3, 7] and [p.name for p in tmp_path.iterdir()] == ["arm.npz"]
+
+
+def test_a_report_keeps_what_an_earlier_one_says_of_arms_that_are_not_here():
+    settings, rest = {"weights": "a", "device": "cuda"}, {"ratios": {}, "enhanced": {}}
+    earlier = {"settings": settings, "missing": ["c"], "rows": {"a": {"n": 1}, "b": {"n": 2}}, "cpu_seconds": 100}
+    earlier |= rest | {"ratios": {"x": 1}}
+
+    def here(weights="a"):
+        rows = {"c": {"n": 3}, "b": {"n": 4}}
+        own = {"weights": weights, "device": "cpu"}
+        return {"settings": own, "missing": ["a", "ratios", "d"], "rows": rows, "cpu_seconds": 7} | rest
+
+    names, table = ["a", "b", "c", "ratios"], here()
+    assert report.keep(table, earlier, names, {"c": 5.0, "b": 2.0}) == 2
+    assert list(table["rows"].items()) == [("a", {"n": 1}), ("b", {"n": 4}), ("c", {"n": 3})]
+    assert table["missing"] == ["d"] and table["ratios"] == {"x": 1} and table["cpu_seconds"] == 105
+    assert table["settings"]["device"] == "cpu and cuda"
+    other = here("b")
+    assert report.keep(other, earlier, names, {}) == 0 and other == here("b")
 
 
 def test_what_is_seen_of_a_clip():

@@ -93,21 +93,45 @@ def write(arms: list[Arm], setting: work.Setting, folder: Path, out: Path, base:
     devices = sorted({str(device) for data in found.data.values() for device in data["device"]})
     settings = {k: one[k] for k in ("dtype", "steps", "shift", "seed", "weights", "pairs_sha256")}
     settings["device"] = " and ".join(devices)
-    missing = [a.name for a in arms if a.name not in found.data]
-    table = {"settings": settings | {"w": base, "paper_w": PAPER, "s": S}, "missing": missing,
-             "measures": st.MEASURES, "rows": found.rows, "ratios": found.ratios()}  # fmt: skip
-    table["cpu_seconds"] = round(sum(float(d["seconds"][:, 1].sum()) for d in found.data.values()))
-    table["enhanced"] = _enhanced(found)
-    table["detector"] = found.about["seen_figures"]
+    seconds = {name: float(data["seconds"][:, 1].sum()) for name, data in found.data.items()}
+    table = {"settings": settings | {"w": base, "paper_w": PAPER, "s": S},
+             "missing": [a.name for a in arms if a.name not in found.data], "measures": st.MEASURES,
+             "rows": found.rows, "ratios": found.ratios(), "cpu_seconds": round(sum(seconds.values())),
+             "enhanced": _enhanced(found), "detector": found.about["seen_figures"]}  # fmt: skip
+    earlier = out / "identity.json"
+    if kept := earlier.is_file():
+        kept = keep(table, json.loads(earlier.read_text(encoding="utf-8")), [a.name for a in arms], seconds)
     table["answer"] = words.answer(table, base)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "identity.json", json.dumps(table, indent=1) + "\n")
+    _write(earlier, json.dumps(table, indent=1) + "\n")
     _write(out / "identity.md", words.page(table, base))
-    sheet(found, out / "identity.jpg", base)
+    if not kept:
+        sheet(found, out / "identity.jpg", base)
     print(*table["answer"], sep="\n")
-    if missing:
+    if kept:
+        print(f"of {kept} arms whose results are not here, what the earlier report says is kept, and its pictures")
+    if missing := table["missing"]:
         print(f"{len(missing)} arms are not in the report, since there are no results of them")
     return 0
+
+
+def keep(table: dict, earlier: dict, names: list[str], seconds: dict[str, float]) -> int:
+    """Adds to a report what an earlier one says of arms whose results are not here, if it is of the same settings: the
+    number of them. names: of all arms, in order. seconds: of CPU, of the arms that are here."""
+    one, two = ({k: v for k, v in t["settings"].items() if k != "device"} for t in (table, earlier))
+    known = [name for name in table["missing"] if name in names and name not in earlier["missing"]]
+    if one != two or not known:
+        return 0
+    devices = {d for t in (table, earlier) for d in t["settings"]["device"].split(" and ")}
+    table["settings"]["device"] = " and ".join(sorted(devices))
+    rows = {name: earlier["rows"][name] for name in known if name in earlier["rows"]} | table["rows"]
+    table["rows"] = {name: rows[name] for name in names if name in rows}
+    table["missing"] = [name for name in table["missing"] if name not in known]
+    new = sum(v for name, v in seconds.items() if name in earlier["missing"])
+    table["cpu_seconds"] = round(earlier["cpu_seconds"] + new)
+    for part in ("ratios", "enhanced"):
+        table[part] = table[part] or earlier[part]
+    return len(known)
 
 
 def sheet(found: Results, path: Path, base: float) -> None:
