@@ -131,10 +131,12 @@ $(SAN)/test_allocation_io: SAN_LINK = $(patsubst %,-Wl$(comma)--wrap=%,$(FAILING
 .SECONDARY: $(SAN_OBJECTS)
 
 # The CUDA kernels: run on an emulated device (tests/cuda/emulator.h) under the same sanitizers, against the CPU backend; and
-# compiled by nvcc, if it is here. ARCHS="80 90 100 120" make kernels for all that a release has, with PTX of the last.
+# compiled by nvcc, this machine's or that of NVIDIA's wheels (0.1 GB). ARCHS="80 90 100 120" make kernels for all that a
+# release has, with PTX of the last.
 ARCHS ?= 90
 NVCC_ARCHS := $(patsubst 90,90a,$(ARCHS))# with what only 9.0 has
-NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc $(VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc))
+NVCC_WHEELS := $(foreach p,cuda-nvcc nvvm cuda-crt cuda-cccl cuda-runtime,'nvidia-$(p)==13.0.*')
 KERNEL_FILES := $(wildcard kernels/*) $(wildcard tests/cuda/*.h tests/cuda/fake/*.h)
 EMU_CXX := $(if $(findstring clang,$(CC)),clang++,g++)
 EMU_FLAGS = $(filter-out -std=c11,$(SAN_FLAGS)) -ffp-contract=off -Itests/cuda/fake
@@ -146,15 +148,17 @@ NVCC_FLAGS = -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fPIC 
     $(foreach a,$(NVCC_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
     -gencode arch=compute_$(lastword $(NVCC_ARCHS)),code=compute_$(lastword $(NVCC_ARCHS))
 
-.PHONY: kernels
-kernels: | packages
-	@$(MAKE) --no-print-directory -j$(CPUS) $(EMU_TESTS) $(if $(NVCC),$(NVCC_OBJECTS))
+.PHONY: kernels nvcc-objects
+kernels: $(VENV)/.ready | packages
+	@$(if $(NVCC),,$(PY) -m pip install -q --disable-pip-version-check $(NVCC_WHEELS))
+	@$(MAKE) --no-print-directory -j$(CPUS) $(EMU_TESTS) nvcc-objects
 	@for t in $(EMU_TESTS); do \
 	    LSAN_OPTIONS=suppressions=tests/c/lsan.txt:print_suppressions=0 OMP_NUM_THREADS=2 \
 	    $$t > $$t.log 2>&1 || { tail -40 $$t.log; echo "kernels: $$t failed"; exit 1; }; \
 	done; echo "kernels: $(words $(EMU_TESTS)) tests pass on the emulated device"
-	@echo "kernels: $(if $(NVCC),compiled by nvcc for sm $(ARCHS),nvcc is not here: not compiled for a GPU)"
+	@echo "kernels: compiled by nvcc for sm $(ARCHS)"
 
+nvcc-objects: $(NVCC_OBJECTS)
 build/nvcc/%.o: kernels/%.cu $(KERNEL_FILES)
 	@mkdir -p $(@D)
 	@$(NVCC) $(NVCC_FLAGS) -c $< -o $@
