@@ -89,11 +89,9 @@ def test_part_of_a_kernel(kernel, part):
 
 
 def test_own_kernels_are_no_library_s():
-    found = {
-        name: part_of(name)
-        for path in (ROOT / "kernels").glob("*.cu")
-        for name in re.findall(r"__global__ void\s+(?:(?:__launch_bounds__\(.*?\)|[A-Z_]+)\s+)?(\w+)\(", path.read_text())
-    }
+    kernel = r"__global__ void\s+(?:(?:__launch_bounds__\(.*?\)|[A-Z_]+)\s+)?(\w+)\("
+    texts = [path.read_text() for path in (ROOT / "kernels").glob("*.cu")]
+    found = {name: part_of(name) for text in texts for name in re.findall(kernel, text)}
     assert len(found) > 10
     attention = dict.fromkeys(("attention_kernel", "attention_group_kernel"), "attention")
     assert {name: part for name, part in found.items() if part in ("gemm", "attention")} == attention
