@@ -1,8 +1,9 @@
 /* Matrix products by cuBLASLt. Row-major y = x w^T is its column-major y^T = w^T' x^T', the TN form: A is w, B is x.
  *
  * The library offers several algorithms for a shape and guesses an order. The first TRIED are timed once, on the data of the
- * first call, and the fastest is remembered (choices.h). Algorithms that add partial sums in an order of their own (split-K)
- * are left out, so that results can be reproduced. */
+ * first call, and the fastest is remembered (choices.h). The fastest in a burst may draw more power than a GPU is allowed for
+ * long: those that are near it run again, by turns, at the limit. Algorithms that add partial sums in an order of their own
+ * (split-K) are left out, so that results can be reproduced. */
 #include "blas.h"
 
 #include <cublasLt.h>
@@ -12,8 +13,12 @@
 
 #include "choices.h"
 
-#define TRIED 12  /* algorithms */
-#define REPEATS 3 /* timed runs of each, after one that does not count */
+#define TRIED 12   /* algorithms */
+#define REPEATS 3  /* timed runs of each, after one that does not count */
+#define NEAR 1.06f /* of the least time: who runs again */
+#define LONG 0.1f  /* ms: shorter products wait for other things than power */
+#define STRETCH 50 /* ms of a turn */
+#define TURNS 4    /* the first, which brings the GPU to its limit, does not count */
 #define NUMBERS(type) ((int)(sizeof(type) / sizeof(int64_t)))
 
 struct ipvg_blas {
@@ -176,18 +181,49 @@ static cublasStatus_t multiply(const ipvg_blas *b, const product *p, const cubla
                           algorithm, b->cuda->workspace, IPVG_CUDA_WORKSPACE, b->cuda->stream);
 }
 
-/* Milliseconds of one run; infinite if it fails. */
-static float duration(const ipvg_blas *b, const product *p, const cublasLtMatmulAlgo_t *algorithm, cudaEvent_t start,
-                      cudaEvent_t end)
+/* Milliseconds of one of `repeats` runs; infinite if it fails. */
+static float duration(const ipvg_blas *b, const product *p, const cublasLtMatmulAlgo_t *algorithm, int repeats,
+                      cudaEvent_t start, cudaEvent_t end)
 {
     float ms = __builtin_inff();
     if (multiply(b, p, algorithm) != CUBLAS_STATUS_SUCCESS) return ms;
     cudaEventRecord(start, b->cuda->stream);
-    for (int i = 0; i < REPEATS; i++) multiply(b, p, algorithm);
+    for (int i = 0; i < repeats; i++) multiply(b, p, algorithm);
     cudaEventRecord(end, b->cuda->stream);
     if (cudaEventSynchronize(end) != cudaSuccess || cudaEventElapsedTime(&ms, start, end) != cudaSuccess)
         return __builtin_inff();
-    return ms / REPEATS;
+    return ms / (float)repeats;
+}
+
+static int least_of(const float *ms, int count)
+{
+    int best = 0;
+    for (int i = 1; i < count; i++)
+        if (ms[i] < ms[best]) best = i;
+    return best;
+}
+
+static int fastest(const ipvg_blas *b, const product *p, const cublasLtMatmulHeuristicResult_t *found, int count,
+                   cudaEvent_t start, cudaEvent_t end)
+{
+    float ms[TRIED], sum[TRIED];
+    int best, near = 0;
+
+    for (int i = 0; i < count; i++) ms[i] = duration(b, p, &found[i].algo, REPEATS, start, end);
+    best = least_of(ms, count);
+    for (int i = 0; i < count; i++) {
+        const bool again = ms[i] <= NEAR * ms[best];
+        sum[i] = again ? 0 : __builtin_inff();
+        near += again;
+    }
+    if (near < 2 || ms[best] < LONG) return best;
+    for (int turn = 0; turn < TURNS; turn++)
+        for (int i = 0; i < count; i++) {
+            if (sum[i] == __builtin_inff()) continue;
+            const float one = duration(b, p, &found[i].algo, 1 + (int)(STRETCH / ms[i]), start, end);
+            if (turn) sum[i] += one;
+        }
+    return least_of(sum, count);
 }
 
 static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t *out, const ipvg_gemm *g,
@@ -196,7 +232,6 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     cublasLtMatmulHeuristicResult_t found[TRIED];
     cudaEvent_t start = NULL, end = NULL;
     int count = 0, best = 0;
-    float least = __builtin_inff();
     ipvg_status status;
 
     cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d,
@@ -211,10 +246,7 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     if (b->tune && count > 1) {
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&start), "an event"));
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&end), "an event"));
-        for (int i = 0; i < count; i++) {
-            float ms = duration(b, p, &found[i].algo, start, end);
-            if (ms < least) least = ms, best = i;
-        }
+        best = fastest(b, p, found, count, start, end);
     }
     *out = found[best].algo;
     ipvg_choices_put(&b->choices, g, out);
