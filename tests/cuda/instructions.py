@@ -5,8 +5,8 @@
 
 Needs nvcc, and nvdisasm: on PATH, or what `pip install nvidia-cuda-nvdisasm` brings. Instructions are counted as they
 stand: of a loop once, of both sides of a branch. A kernel that moves memory hides them while all of its warps together
-issue fewer than the SMs can in the time that the memory takes: 4 a clock and SM; at its power limit an H200 runs at
-1.4 to 1.5 GHz.
+issue fewer than the SMs can in the time that the memory takes: 4 a clock and SM. At its power limit an H200's clock is
+1.5 GHz and a little more (`clock_mhz` of benchmarks/engine.py), not the 2 GHz of a burst.
 """
 
 from __future__ import annotations
