@@ -138,7 +138,7 @@ __global__ void NORM_BOUNDS gate_residual_norm_kernel(array y, float *y_scale, a
         gate.dtype = mul.dtype = add.dtype = IPVG_K_F32;
     }
     norm_row<V> row(t, x, rows, d);
-    row.each_with(u, [&](float(&v)[V], const float(&w)[V], int column) {
+    row.template each_with<D ? norm_keep<V>::value : 3>(u, [&](float(&v)[V], const float(&w)[V], int column) {
         float g[V];
         load_or<V>(g, gate, column, 1.f);
 #pragma unroll

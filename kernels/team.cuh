@@ -82,22 +82,29 @@ __device__ inline float team_max(const team &t, float v)
     return one[0];
 }
 
-/* This thread's chunks of a row of x. */
+/* This thread's chunks of a row of x. They are asked for at once, and waited for at their first use. */
 template <int V, int N = keep<V>::chunks>
 struct kept_row {
     const team &t;
     const array &x;
     int chunks; /* of the row; 0 for a team without a row */
     int64_t begin;
+    bool arrived = false;
+    raw<V> bits[N];
     float v[N][V];
 
     __device__ kept_row(const team &t_, const array &x_, int64_t rows, int64_t d)
         : t(t_), x(x_), chunks(t_.row < rows ? (int)(d / V) : 0), begin(t_.row * x_.ld)
     {
-        raw<V> bits[N];
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (chunk(i) < chunks) bits[i] = fetch<V>(x, begin + chunk(i) * V);
+    }
+
+    __device__ void arrive()
+    {
+        if (arrived) return;
+        arrived = true;
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (chunk(i) < chunks) widen<V>(v[i], bits[i], x.dtype);
@@ -118,6 +125,7 @@ struct kept_row {
     template <class F>
     __device__ void each_kept(F f)
     {
+        arrive();
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (chunk(i) < chunks) f(v[i], chunk(i) * V);
@@ -132,23 +140,23 @@ struct kept_row {
         }
     }
 
-    /* f(values, the same row's of `other`, column): these are on their way several at a time, though f writes. */
-    template <class F>
-    __device__ void each_with(const array &other, F f)
+    /* f(values, the same row's of `other`, column): M of these are on their way together, though f writes. */
+    template <int M = N<3 ? N : 3, class F> __device__ void each_with(const array &other, F f)
     {
-        constexpr int M = N < 3 ? N : 3;
         const int64_t from = t.row * other.ld;
         float w[V];
 #pragma unroll
         for (int first = 0; first < N; first += M) {
-            raw<V> bits[M];
+            raw<V> others[M];
 #pragma unroll
             for (int i = 0; i < M; i++)
-                if (first + i < N && chunk(first + i) < chunks) bits[i] = fetch<V>(other, from + chunk(first + i) * V);
+                if (first + i < N && chunk(first + i) < chunks)
+                    others[i] = fetch<V>(other, from + chunk(first + i) * V);
+            arrive();
 #pragma unroll
             for (int i = 0; i < M; i++)
                 if (first + i < N && chunk(first + i) < chunks) {
-                    widen<V>(w, bits[i], other.dtype);
+                    widen<V>(w, others[i], other.dtype);
                     f(v[first + i], w, chunk(first + i) * V);
                 }
         }
