@@ -98,6 +98,26 @@ def test_own_kernels_are_no_library_s():
     assert found["rms_norm_kernel"] == found["gate_residual_norm_kernel"] == found["conv_finish_kernel"] == "norm"
 
 
+def test_instructions_are_counted_by_kernel():
+    from cuda import instructions
+
+    name = "_Z25gate_residual_norm_kernelILi8ELi1ELi1536EEv12ipvg_k_arrayPfS0_fflli"
+    told = f"""\t.section\t.text.{name},"ax"
+.text.{name}:
+        /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0010*/              @!P0 FADD.FTZ R1, R2, R3 ;
+.L_x_1:
+        /*0020*/                   FADD R1, R2, R3 ;
+        /*0030*/                   NOP ;
+"""
+    assert instructions.instructions(told) == {name: {"FADD": 2, "LDG": 1}}
+    assert instructions.short(name) == "gate_residual_norm_kernel<8, 1, 1536>"
+    ptxas = f"""ptxas info    : Compiling entry function '{name}' for 'sm_90a'
+    24 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 96 registers, used 0 barriers"""
+    assert instructions.registers(ptxas) == {name: (96, 20)}
+
+
 def test_a_trace_is_summed_by_part():
     events = [
         {"cat": "kernel", "name": "nvjet_sm90", "ts": 0, "dur": 2e5},
