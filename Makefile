@@ -69,7 +69,7 @@ format: $(VENV)/.ready
 parity: build
 	@$(PY) -m ipvg.parity
 
-# The CUDA engine on an emulated device (minutes), and cuDNN's plans where cuDNN is.
+# The CUDA engine on an emulated device, with the test of it that takes minutes, and cuDNN's plans where cuDNN is.
 test-cuda: build
 	IPVG_TEST_CUDA=1 $(PY) -m pytest tests/test_cuda.py
 

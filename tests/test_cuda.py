@@ -26,23 +26,15 @@ def parity(stage, *cases):
     return run(sys.executable, "-m", "tests.cuda.parity", stage, *cases)
 
 
-emulated = pytest.mark.skipif(
-    not os.environ.get("IPVG_TEST_CUDA"), reason="minutes: `make test-cuda` runs it (IPVG_TEST_CUDA=1)"
-)
-
-
-@emulated
 def test_golden_text_encoder_on_the_emulated_device():
     parity("umt5", "L5", "pos")
 
 
-@emulated
 def test_golden_transformer_on_the_emulated_device():
     """All intermediates of one forward; the device's memory is closed to the host and filled with NaN."""
     parity("dit", "A/t500")
 
 
-@emulated
 def test_golden_transformer_in_bfloat16_on_the_emulated_device():
     """Its error is at most 1.5 times PyTorch's own, though its products are not cuBLASLt's."""
     assert "1 comparisons, 0 fail" in run(
@@ -50,7 +42,6 @@ def test_golden_transformer_in_bfloat16_on_the_emulated_device():
     )
 
 
-@emulated
 def test_branches_share_work_on_the_emulated_device():
     """Their velocities are the bytes of separate forwards here too, in float32 and in bfloat16."""
     module, cases = "tests/test_sharing.py::", ["test_every_preset[tpige_code]"]
@@ -58,32 +49,28 @@ def test_branches_share_work_on_the_emulated_device():
     run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", *[module + c for c in cases], IPVG_DEVICE="cuda")
 
 
-@emulated
 def test_fp8_on_the_emulated_device():
     """The products are a plain loop over the E4M3 numbers and their scales; quantising is the engine's own."""
     run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_fp8.py", IPVG_DEVICE="cuda")
 
 
-@emulated
 def test_arrays_are_shared_on_the_emulated_device():
     """With another library whose stream does nothing until somebody waits for it."""
     run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_dlpack.py", IPVG_DEVICE="cuda")
 
 
-@emulated
 def test_streaming_on_the_emulated_device():
     """A missing wait shows there: copies are done as late as possible, or as early as a full buffer makes them."""
     run(sys.executable, "-m", "tests.cuda.emulated", "pytest", "-q", "tests/test_streaming.py")
 
 
-@emulated
+@pytest.mark.skipif(not os.environ.get("IPVG_TEST_CUDA"), reason="minutes: `make test-cuda` (IPVG_TEST_CUDA=1)")
 def test_the_benchmark_of_identity_on_the_emulated_device():
     """A pair of each kind of arm: the CPU's figures."""
     command = ("pytest", "-q", "tests/test_evidence.py", "-k", "each_kind")
     run(sys.executable, "-m", "tests.cuda.emulated", *command, IPVG_DEVICE="cuda")
 
 
-@emulated
 def test_golden_autoencoder_on_the_emulated_device():
     """Rings of frames, their turned weights, missing history; every block's output."""
     parity("vae", "stages_encode_9x16x24", "stages_decode_3x16x24")

@@ -1,5 +1,5 @@
 """Weights under a memory limit: the same bytes, within it, whatever the branches skip; an error that says how much is
-needed. On a GPU, and on the emulated device (`make test-cuda`), whose streams do nothing before somebody waits."""
+needed. On a GPU, and on the emulated device (tests/test_cuda.py), whose streams do nothing before somebody waits."""
 
 import gc
 import json
