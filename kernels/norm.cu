@@ -138,13 +138,14 @@ __global__ void NORM_BOUNDS gate_residual_norm_kernel(array y, float *y_scale, a
         gate.dtype = mul.dtype = add.dtype = IPVG_K_F32;
     }
     norm_row<V> row(t, x, rows, d);
-    row.template each_with<D ? norm_keep<V>::value : 3>(u, [&](float(&v)[V], const float(&w)[V], int column) {
-        float g[V];
-        load_or<V>(g, gate, column, 1.f);
+    row.template each_with<D ? norm_keep<V>::value : norm_row<V>::SOME>(
+        u, [&](float(&v)[V], const float(&w)[V], int column) {
+            float g[V];
+            load_or<V>(g, gate, column, 1.f);
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] = fmaf(w[i], g[i], v[i]);
-        store_rounded<V>(x, t.row * x.ld + column, v);
-    });
+            for (int i = 0; i < V; i++) v[i] = fmaf(w[i], g[i], v[i]);
+            store_rounded<V>(x, t.row * x.ld + column, v);
+        });
     write_norm<V>(y, y_scale, row, mul, add, plus, eps, d);
 }
 

@@ -159,6 +159,11 @@ __device__ inline unsigned pack_e4m3(float a, float b, float c, float d)
            (unsigned)__nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3) << 16;
 }
 
+__device__ inline uint4 pack_bf16(const float (&v)[8])
+{
+    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+
 template <int V>
 __device__ inline void store(const array &y, int64_t at, const float (&v)[V])
 {
@@ -173,8 +178,7 @@ __device__ inline void store<8>(const array &y, int64_t at, const float (&v)[8])
         ((float4 *)p)[0] = make_float4(v[0], v[1], v[2], v[3]);
         ((float4 *)p)[1] = make_float4(v[4], v[5], v[6], v[7]);
     } else if (y.dtype == IPVG_K_BF16) {
-        *(uint4 *)p =
-            make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+        *(uint4 *)p = pack_bf16(v);
     } else if (y.dtype == IPVG_K_F16) {
         *(uint4 *)p =
             make_uint4(pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7]));
@@ -189,8 +193,7 @@ __device__ inline void store_rounded(const array &y, int64_t at, float (&v)[V])
 {
     if constexpr (V == 8) {
         if (y.dtype == IPVG_K_BF16) { /* packed by twos, once: one at a time, conversions are slow */
-            const uint4 bits =
-                make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+            const uint4 bits = pack_bf16(v);
             *(uint4 *)((char *)y.data + at * 2) = bits;
             widen<8>(v, raw<8>{bits, bits}, IPVG_K_BF16);
             return;

@@ -140,8 +140,11 @@ struct kept_row {
         }
     }
 
+    static constexpr int SOME = N < 3 ? N : 3;
+
     /* f(values, the same row's of `other`, column): M of these are on their way together, though f writes. */
-    template <int M = N<3 ? N : 3, class F> __device__ void each_with(const array &other, F f)
+    template <int M = SOME, class F>
+    __device__ void each_with(const array &other, F f)
     {
         const int64_t from = t.row * other.ld;
         float w[V];

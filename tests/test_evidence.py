@@ -89,7 +89,7 @@ def test_a_report_keeps_what_an_earlier_one_says_of_arms_that_are_not_here():
         own = {"weights": weights, "device": "cpu"}
         return {"settings": own, "missing": ["a", "ratios", "d"], "rows": rows, "cpu_seconds": 7} | rest
 
-    names, table = ["a", "b", "c", "ratios"], here()
+    names, table = ["a", "b", "c", "d", "ratios"], here()  # d: an arm that the earlier report did not know yet
     assert report.keep(table, earlier, names, {"c": 5.0, "b": 2.0}) == 2
     assert list(table["rows"].items()) == [("a", {"n": 1}), ("b", {"n": 4}), ("c", {"n": 3})]
     assert table["missing"] == ["d"] and table["ratios"] == {"x": 1} and table["cpu_seconds"] == 105

@@ -119,7 +119,8 @@ def keep(table: dict, earlier: dict, names: list[str], seconds: dict[str, float]
     """Adds to a report what an earlier one says of arms whose results are not here, if it is of the same settings: the
     number of them. names: of all arms, in order. seconds: of CPU, of the arms that are here."""
     one, two = ({k: v for k, v in t["settings"].items() if k != "device"} for t in (table, earlier))
-    known = [name for name in table["missing"] if name in names and name not in earlier["missing"]]
+    said = {*earlier["rows"], *(part for part in ("ratios", "enhanced") if earlier[part])}
+    known = [name for name in table["missing"] if name in said]
     if one != two or not known:
         return 0
     devices = {d for t in (table, earlier) for d in t["settings"]["device"].split(" and ")}
@@ -127,8 +128,7 @@ def keep(table: dict, earlier: dict, names: list[str], seconds: dict[str, float]
     rows = {name: earlier["rows"][name] for name in known if name in earlier["rows"]} | table["rows"]
     table["rows"] = {name: rows[name] for name in names if name in rows}
     table["missing"] = [name for name in table["missing"] if name not in known]
-    new = sum(v for name, v in seconds.items() if name in earlier["missing"])
-    table["cpu_seconds"] = round(earlier["cpu_seconds"] + new)
+    table["cpu_seconds"] = round(earlier["cpu_seconds"] + sum(v for name, v in seconds.items() if name not in said))
     for part in ("ratios", "enhanced"):
         table[part] = table[part] or earlier[part]
     return len(known)

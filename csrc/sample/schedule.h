@@ -84,7 +84,8 @@ static inline const ipvg_tensor *ipvg_schedule_x0(const ipvg_schedule_state *sta
     return &state->x0[(state->step - 1) % 3];
 }
 
-/* A step as sums, in this order: x0, the anchor, the next x. When they have been computed (ipvg_sums), state->step is one more. */
+/* A step as sums, in this order: x0, the anchor, the next x. When they have been computed (ipvg_sums), state->step is one more.
+ * It points into itself. */
 #define IPVG_SCHEDULE_SUMS 3
 typedef struct ipvg_schedule_update {
     const ipvg_tensor *term[IPVG_SCHEDULE_SUMS][4];

@@ -203,27 +203,32 @@ static int least_of(const float *ms, int count)
     return best;
 }
 
-static int fastest(const ipvg_blas *b, const product *p, const cublasLtMatmulHeuristicResult_t *found, int count,
-                   cudaEvent_t start, cudaEvent_t end)
+/* Of all turns together about a second: a cancelled call ends between two. */
+static ipvg_status fastest(ipvg_context *ctx, int *best, const ipvg_blas *b, const product *p,
+                           const cublasLtMatmulHeuristicResult_t *found, int count, cudaEvent_t start, cudaEvent_t end)
 {
     float ms[TRIED], sum[TRIED];
-    int best, near = 0;
+    ipvg_status status = IPVG_OK;
+    int near = 0;
 
     for (int i = 0; i < count; i++) ms[i] = duration(b, p, &found[i].algo, REPEATS, start, end);
-    best = least_of(ms, count);
+    *best = least_of(ms, count);
     for (int i = 0; i < count; i++) {
-        const bool again = ms[i] <= NEAR * ms[best];
+        const bool again = ms[i] <= NEAR * ms[*best];
         sum[i] = again ? 0 : __builtin_inff();
         near += again;
     }
-    if (near < 2 || ms[best] < LONG) return best;
+    if (near < 2 || ms[*best] < LONG) goto done;
     for (int turn = 0; turn < TURNS; turn++)
         for (int i = 0; i < count; i++) {
             if (sum[i] == __builtin_inff()) continue;
+            IPVG_TRY(ipvg_check_cancel(ctx));
             const float one = duration(b, p, &found[i].algo, 1 + (int)(STRETCH / ms[i]), start, end);
             if (turn) sum[i] += one;
         }
-    return least_of(sum, count);
+    *best = least_of(sum, count);
+done:
+    return status;
 }
 
 static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t *out, const ipvg_gemm *g,
@@ -246,7 +251,7 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
     if (b->tune && count > 1) {
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&start), "an event"));
         IPVG_TRY(ipvg_cuda_check(ctx, cudaEventCreate(&end), "an event"));
-        best = fastest(b, p, found, count, start, end);
+        IPVG_TRY(fastest(ctx, &best, b, p, found, count, start, end));
     }
     *out = found[best].algo;
     ipvg_choices_put(&b->choices, g, out);
