@@ -15,7 +15,7 @@ __device__ inline team norm_team(int64_t *d, int lanes)
 }
 
 /* Of a kernel of teams with a parameter D: 128 threads there, five blocks of which have 96 registers a thread. */
-#define NORM_BOUNDS __launch_bounds__(D ? 128 : TEAM_MOST, D ? 5 : 1)
+#define NORM_BOUNDS __launch_bounds__(D ? 128 : TEAM_MOST, D ? 6 : 1)
 
 /* ==== layer norm, after a gated residual or alone ==== */
 

@@ -57,8 +57,10 @@ def make(config: Config, device: str) -> Tensors:
 
 
 def taken(config: Config, device: str) -> _core.Weights:
-    """The same in the host's memory, as ipvg takes them: one tensor at a time passes the GPU."""
+    """The same in the host's memory, as ipvg takes them: one tensor at a time passes the GPU, where PyTorch would keep
+    its memory, which would count as ours."""
     arrays = {name: weight(name, shape, device).view(torch.int16).cpu() for name, shape in expected(config).items()}
+    torch.cuda.empty_cache()
     return _core.Weights({name: (array.numpy().view(np.uint16), "bfloat16") for name, array in arrays.items()})
 
 

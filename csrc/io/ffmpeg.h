@@ -10,7 +10,8 @@
  * it no pointer of ours, so a thread-local pointer to the caller's buffer is the one piece of state kept outside a
  * context. The callback is installed once and never swapped: lines of threads that do not listen go on to FFmpeg's
  * own callback, so another user of the same libraries in this process sees no difference. Codecs are opened with one
- * thread here, hence all their lines come on the calling thread (and the bytes they write do not depend on the machine's cores). */
+ * thread here (x264 with a fixed number), hence all their lines come on the calling thread, and the bytes they write do not
+ * depend on the machine's cores. */
 #ifndef IPVG_IO_FFMPEG_H
 #define IPVG_IO_FFMPEG_H
 

@@ -11,6 +11,9 @@
 #include "palette.h"
 #include "pixels.h"
 
+/* x264's, on any machine: the bytes depend on their number, not on when they run. They say nothing. */
+#define H264_THREADS 8
+
 struct ipvg_writer {
     ipvg_output out;
     AVFormatContext *format;
@@ -96,7 +99,7 @@ static int open_encoder(ipvg_writer *m, const ipvg_writer_config *c, const AVCod
     m->codec->colorspace = rgb ? AVCOL_SPC_RGB : AVCOL_SPC_BT709;
     m->codec->color_range = rgb ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
     m->codec->chroma_sample_location = rgb ? AVCHROMA_LOC_UNSPECIFIED : AVCHROMA_LOC_LEFT;
-    m->codec->thread_count = 1; /* ffmpeg.h says why */
+    m->codec->thread_count = encoder->id == AV_CODEC_ID_H264 ? H264_THREADS : 1; /* ffmpeg.h says why */
     if (m->format->oformat->flags & AVFMT_GLOBALHEADER) m->codec->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
     AVDictionary *options = NULL;
     switch (encoder->id) {

@@ -2,8 +2,8 @@
  *
  * The library offers several algorithms for a shape and guesses an order. The first TRIED are timed once, on the data of the
  * first call, and the fastest is remembered (choices.h). The fastest in a burst may draw more power than a GPU is allowed for
- * long: those that are near it run again, by turns, at the limit. Algorithms that add partial sums in an order of their own
- * (split-K) are left out, so that results can be reproduced. */
+ * long: those that are near it run again, by turns, at the limit, until one is ahead. Algorithms that add partial sums in an
+ * order of their own (split-K) are left out, so that results can be reproduced. */
 #include "blas.h"
 
 #include <cublasLt.h>
@@ -13,12 +13,14 @@
 
 #include "choices.h"
 
-#define TRIED 12   /* algorithms */
-#define REPEATS 3  /* timed runs of each, after one that does not count */
-#define NEAR 1.06f /* of the least time: who runs again */
-#define LONG 0.1f  /* ms: shorter products wait for other things than power */
-#define STRETCH 50 /* ms of a turn */
-#define TURNS 4    /* the first, which brings the GPU to its limit, does not count */
+#define TRIED 32     /* algorithms */
+#define REPEATS 3    /* timed runs of each, after one that does not count */
+#define NEAR 1.08f   /* of the least time: who runs again */
+#define BEHIND 1.01f /* of the least sum of turns: who runs no more */
+#define LONG 0.1f    /* ms: shorter products wait for other things than power */
+#define STRETCH 50   /* ms of a turn */
+#define TURNS 4      /* the first, which brings the GPU to its limit, does not count */
+#define MANY 8192    /* rows for which every product has algorithms */
 #define NUMBERS(type) ((int)(sizeof(type) / sizeof(int64_t)))
 
 struct ipvg_blas {
@@ -203,7 +205,7 @@ static int least_of(const float *ms, int count)
     return best;
 }
 
-/* Of all turns together about a second: a cancelled call ends between two. */
+/* All turns together may take seconds: a cancelled call ends between two. */
 static ipvg_status fastest(ipvg_context *ctx, int *best, const ipvg_blas *b, const product *p,
                            const cublasLtMatmulHeuristicResult_t *found, int count, cudaEvent_t start, cudaEvent_t end)
 {
@@ -219,16 +221,51 @@ static ipvg_status fastest(ipvg_context *ctx, int *best, const ipvg_blas *b, con
         near += again;
     }
     if (near < 2 || ms[*best] < LONG) goto done;
-    for (int turn = 0; turn < TURNS; turn++)
+    for (int turn = 0; turn < TURNS; turn++) {
         for (int i = 0; i < count; i++) {
             if (sum[i] == __builtin_inff()) continue;
             IPVG_TRY(ipvg_check_cancel(ctx));
             const float one = duration(b, p, &found[i].algo, 1 + (int)(STRETCH / ms[i]), start, end);
             if (turn) sum[i] += one;
         }
-    *best = least_of(sum, count);
+        *best = least_of(sum, count);
+        for (int i = 0; i < count; i++)
+            if (sum[i] > BEHIND * sum[*best]) sum[i] = __builtin_inff();
+    }
 done:
     return status;
+}
+
+static bool offered(const ipvg_blas *b, const product *p, cublasLtMatmulHeuristicResult_t *found, int *count,
+                    cublasStatus_t *status)
+{
+    *status = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d, p->preference,
+                                             b->tune ? TRIED : 1, found, count);
+    return *status == CUBLAS_STATUS_SUCCESS && *count > 0;
+}
+
+/* For few rows with long sums of 8 bits the library offers none that leave the sums whole. An algorithm is none of a number
+ * of rows: what it offers for many, it may take for these. */
+static bool offered_for_many(ipvg_context *ctx, const ipvg_blas *b, const product *p, const ipvg_gemm *g,
+                             cublasLtMatmulHeuristicResult_t *found, int *count)
+{
+    product many = {.data = p->data, .alpha = p->alpha};
+    ipvg_gemm larger = *g;
+    cublasStatus_t asked;
+    int of_many = 0;
+
+    *count = 0;
+    larger.rows = MANY;
+    if (describe(ctx, &many, &larger) == IPVG_OK) offered(b, &many, found, &of_many, &asked);
+    forget(&many);
+    for (int i = 0; i < of_many; i++) {
+        cublasLtMatmulHeuristicResult_t here; /* its algorithm is not set */
+        if (cublasLtMatmulAlgoCheck(b->handle, p->operation, p->a, p->b, p->d, p->d, &found[i].algo, &here) ==
+                CUBLAS_STATUS_SUCCESS &&
+            here.workspaceSize <= IPVG_CUDA_WORKSPACE)
+            found[(*count)++] = found[i];
+    }
+    return *count > 0;
 }
 
 static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t *out, const ipvg_gemm *g,
@@ -236,12 +273,13 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_blas *b, cublasLtMatmulAlgo_t 
 {
     cublasLtMatmulHeuristicResult_t found[TRIED];
     cudaEvent_t start = NULL, end = NULL;
+    cublasStatus_t asked;
     int count = 0, best = 0;
     ipvg_status status;
 
-    cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(b->handle, p->operation, p->a, p->b, p->d, p->d,
-                                                          p->preference, b->tune ? TRIED : 1, found, &count);
-    if (asked == CUBLAS_STATUS_NOT_SUPPORTED || (asked == CUBLAS_STATUS_SUCCESS && count == 0)) {
+    const bool some = offered(b, p, found, &count, &asked);
+    if (!some && (asked == CUBLAS_STATUS_SUCCESS || asked == CUBLAS_STATUS_NOT_SUPPORTED) &&
+        !offered_for_many(ctx, b, p, g, found, &count)) {
         status = ipvg_fail(ctx, IPVG_E_UNSUPPORTED, "cuBLASLt: no algorithm for (%lld, %lld) x (%lld, %lld) of %s%s",
                            (long long)g->rows, (long long)g->k, (long long)g->k, (long long)g->n,
                            ipvg_dtype_name((ipvg_dtype)g->in), g->in == IPVG_E4M3 ? "; try dtype='bfloat16'" : "");
