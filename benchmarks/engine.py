@@ -33,7 +33,7 @@ sys.path[:0] = [str(path) for path in Path(__file__).resolve().parents[:2]]  # g
 SIDES = ("ours", "eager", "compiled", "floor")
 ROWS = ("forward13", "step13", "vae_decode", "vae_encode", "umt5", "load13", "accuracy", "forward14", "forward14_720",
         "accuracy14", "forward13_fp8", "accuracy13_fp8", "video", "scaling", "stream13",
-        "stream14", "stream14_720")  # fmt: skip
+        "stream14", "stream14_720", "whole14_720")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:

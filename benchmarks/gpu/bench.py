@@ -58,7 +58,7 @@ class Bench:
         self.meter = Meter(args.device, args.warm, args.timed)
         self.ceilings = Ceilings(self.meter)
         self.best: dict[str, object] = {}  # what later rows build on: floors, the peers' fastest settings
-        self._folder: Path | None = None
+        self._folders: dict[str, Path] = {}
 
     def wants(self, side: str) -> bool:
         return side in self.args.sides
@@ -100,16 +100,16 @@ class Bench:
         if self.wants("floor"):
             row.attempt("floor", lambda: row.set_floor(jobs, self.ceilings, measure))
 
-    def folder(self) -> Path:
-        """For a checkpoint; removed at the end."""
-        if self._folder is None:
-            needed = 2**20 if self.args.tiny else 20 * 2**30
-            self._folder = Path(tempfile.mkdtemp(prefix="ipvg-engine-", dir=weights.room(needed)))
-        return self._folder
+    def folder(self, name: str, gib: int) -> Path:
+        """For a checkpoint of so many GiB; removed at the end."""
+        if name not in self._folders:
+            needed = 2**20 if self.args.tiny else gib * 2**30
+            self._folders[name] = Path(tempfile.mkdtemp(prefix=f"ipvg-engine-{name}-", dir=weights.room(needed)))
+        return self._folders[name]
 
     def close(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in self._folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:

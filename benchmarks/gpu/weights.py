@@ -72,9 +72,11 @@ def room(needed: int) -> Path:
     raise OSError(f"neither /dev/shm nor TMPDIR has room for {needed / 2**30:.1f} GiB of weights")
 
 
-def write_dit(folder: Path, config: DitConfig, tensors: Tensors) -> None:
-    """The official layout's transformer in the published dtypes: float32, but bfloat16 for the VACE blocks."""
-    _save(folder / "diffusion_pytorch_model.safetensors", tensors, half=lambda name: name.startswith("vace"))
+def write_dit(folder: Path, config: DitConfig, tensors: Tensors, half: bool = False) -> None:
+    """The official layout's transformer in the published dtypes of 1.3B: float32, but bfloat16 for the VACE blocks; or
+    all of it in bfloat16."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    _save(path, tensors, half=lambda name: half or name.startswith("vace"))
     fields = asdict(config)
     table = {key: fields[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "text_len", "freq_dim", "eps")}
     table |= {"_class_name": "VaceWanModel", "model_type": "vace", "vace_layers": list(config.vace_layers)}
