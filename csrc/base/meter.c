@@ -36,9 +36,14 @@ bool ipvg_meter_give(ipvg_meter *m)
     return false;
 }
 
+bool ipvg_meter_fits(const ipvg_meter *m, size_t bytes)
+{
+    return !m->limit || (bytes <= m->limit && m->used <= m->limit - bytes);
+}
+
 bool ipvg_meter_room(ipvg_meter *m, size_t bytes)
 {
-    while (m->limit && (bytes > m->limit || m->used > m->limit - bytes))
+    while (!ipvg_meter_fits(m, bytes))
         if (!ipvg_meter_give(m)) return false;
     return true;
 }

@@ -41,7 +41,9 @@ void ipvg_meter_end(ipvg_meter *m);
 
 void ipvg_meter_lock(ipvg_meter *m);
 void ipvg_meter_unlock(ipvg_meter *m);
-/* With the lock held. room: does one more of `bytes` stay within the limit, now that spares have been asked? add: p has been given out;
+/* Does one more of `bytes` stay within the limit? */
+bool ipvg_meter_fits(const ipvg_meter *m, size_t bytes);
+/* With the lock held. room: does it fit, now that spares have been asked? add: p has been given out;
  * false: no memory to remember it. drop: it is given back. */
 bool ipvg_meter_room(ipvg_meter *m, size_t bytes);
 bool ipvg_meter_give(ipvg_meter *m); /* one spare gives something; false: there is nothing left */

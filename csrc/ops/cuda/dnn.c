@@ -30,6 +30,7 @@ struct ipvg_dnn {
     entry **entries;
     int count;
     void *stream;
+    ipvg_meter *meter;
     ipvg_choices sdpa, conv; /* by shape: a plan's rank and engine */
     bool tune;
 };
@@ -42,7 +43,7 @@ static ipvg_status check(ipvg_context *ctx, cudnnStatus_t s, const char *what)
     return ipvg_fail(ctx, IPVG_E_BACKEND, "cuDNN: %s: %s: %s", what, cudnnGetErrorString(s), why);
 }
 
-ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, const ipvg_cuda *cuda)
+ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, ipvg_cuda *cuda)
 {
     ipvg_dnn *d = calloc(1, sizeof *d);
     ipvg_status status;
@@ -51,6 +52,7 @@ ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, const ipvg_cuda *cud
     if (!d) return ipvg_fail(ctx, IPVG_E_MEMORY, "no memory for cuDNN");
     d->device = cuda->device;
     d->stream = cuda->stream;
+    d->meter = &cuda->meter;
     d->tune = ipvg_choices_wanted();
     ipvg_choices_open(&d->sdpa, "attention", NUMBERS(ipvg_sdpa), 2, cuda->device, cudnnGetVersion(), d->tune);
     ipvg_choices_open(&d->conv, "convolution", NUMBERS(ipvg_dnn_conv), 2, cuda->device, cudnnGetVersion(), d->tune);
@@ -109,6 +111,7 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_dnn *d, ipvg_plan *out, const 
     const int tried = !d->tune ? 1 : conv && conv->dtype == IPVG_F32 ? EXACT : TRIED;
     ipvg_plan plan[TRIED];
     int count = 0, best = 0;
+    bool sure = true;
     ipvg_status status;
 
     if (known && plans(ctx, d, out, &count, (ipvg_plan_wish){1, known[0]}, sdpa, conv) == IPVG_OK) {
@@ -116,11 +119,11 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_dnn *d, ipvg_plan *out, const 
         ipvg_plan_free(out); /* the file is of another library */
     }
     IPVG_TRY(plans(ctx, d, plan, &count, (ipvg_plan_wish){tried, -1}, sdpa, conv));
-    if (count > 1) best = ipvg_plan_fastest(ctx, d->handle, d->stream, plan, count, sdpa, conv);
+    if (count > 1) sure = ipvg_plan_fastest(&best, ctx, d->handle, d->stream, d->meter, plan, count, sdpa, conv);
     for (int i = 0; i < count; i++)
         if (i != best) ipvg_plan_free(&plan[i]);
     *out = plan[best];
-    ipvg_choices_put(choices, key, (const int64_t[]){out->rank, out->engine});
+    if (sure) ipvg_choices_put(choices, key, (const int64_t[]){out->rank, out->engine});
 done:
     return status;
 }

@@ -22,7 +22,7 @@ typedef struct ipvg_dnn_conv {
     int64_t bias;
 } ipvg_dnn_conv;
 
-ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, const ipvg_cuda *cuda);
+ipvg_status ipvg_dnn_new(ipvg_context *ctx, ipvg_dnn **out, ipvg_cuda *cuda);
 void ipvg_dnn_free(ipvg_dnn **dnn);
 
 /* *bytes = workspace that a run wants; IPVG_E_UNSUPPORTED if no plan can be built. */
