@@ -204,9 +204,8 @@ static void test_refusals_e4m3(void)
 
 /* ==== attention ==== */
 
-static void test_attention(int heads, int64_t d, int64_t lq, int64_t lk)
+static void test_attention(ipvg_dtype dtype, int heads, int64_t d, int64_t lq, int64_t lk)
 {
-    const ipvg_dtype dtype = gpu.be->activation;
     const int64_t width = heads * d, pad = pick(0, 1) * 2 * width; /* as columns of one product */
     const bool biased = pick(0, 1);
     const int64_t repeat = pick(0, 1) ? 1 : pick(2, 500);
@@ -353,11 +352,13 @@ static void test_bytes(int64_t h, int64_t w, int64_t channels)
 static void test_all(ipvg_dtype dtype, int rounds)
 {
     if (!open_gpu(dtype)) return;
+    const ipvg_dtype activation = gpu.be->activation;
     for (int i = 0; i < rounds; i++) {
         const int64_t unit = pick(0, 1) ? 8 : 1;
         test_linear(pick(1, 40), unit * pick(1, 90 / (int)unit), unit * pick(1, 90 / (int)unit));
-        test_attention(pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
-        test_attention(pick(1, 2), 64 * pick(1, 2), pick(1, 40), pick(1, 60)); /* our own kernel's */
+        test_attention(activation, pick(1, 4), pick(0, 2) ? 16 * pick(1, 8) : pick(1, 40), pick(1, 40), pick(1, 60));
+        test_attention(activation, pick(1, 2), 64 * pick(1, 2), pick(1, 40), pick(1, 60)); /* our own kernel's */
+        test_attention(gpu.be->video, 1, 8 * pick(33, 50), pick(1, 40), pick(1, 60));      /* the autoencoder's: wide */
         test_conv(unit * pick(1, 24 / (int)unit), unit * pick(1, 24 / (int)unit), pick(2, 9), pick(2, 12));
         test_planes(pick(1, 9), pick(1, 30), pick(1, 5));
         test_bytes(pick(1, 9), pick(1, 30), pick(1, 5));
