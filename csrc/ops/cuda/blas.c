@@ -13,7 +13,7 @@
 
 #include "choices.h"
 
-#define TRIED 32     /* algorithms */
+#define TRIED 24     /* algorithms */
 #define REPEATS 3    /* timed runs of each, after one that does not count */
 #define NEAR 1.08f   /* of the least time: who runs again */
 #define BEHIND 1.02f /* of the least sum of turns: who runs no more */
