@@ -134,6 +134,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     char *map = (char *)mmap(NULL, length + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) return set_error(cudaErrorMemoryAllocation);
     char *pages = map + PAGE, *given = pages + length - rounded;
+    madvise(pages, length, MADV_HUGEPAGE); /* opening and closing costs by the page */
     mprotect(pages, length, PROT_READ | PROT_WRITE);
     memset(pages, CANARY, length);
     memset(given, 0xff, bytes); /* NaN in every float format */
