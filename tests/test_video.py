@@ -127,9 +127,10 @@ import hashlib, os, sys, numpy as np
 from ipvg.video import Video
 if sys.argv[1] == "one":
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-for side, kinds in ((32, ("mp4", "webm", "gif")), (240, ("mp4",))):
+KINDS = ("mp4", "webm", "gif")
+for side, frames, kinds in ((32, 5, KINDS), (96, 5, KINDS), (240, 9, KINDS[:1])):
     for seed in (2, 3):
-        steps = np.random.default_rng(seed).normal(0, 2, (9, side, side, 3))
+        steps = np.random.default_rng(seed).normal(0, 2, (frames, side, side, 3))
         smooth = (128 + steps.cumsum(2).cumsum(1)).clip(0, 255).astype(np.uint8)
         print([hashlib.sha256(Video(smooth).to_bytes(kind)).hexdigest()[:8] for kind in kinds])
 """

@@ -178,7 +178,7 @@ def load13(bench: Bench) -> Iterator[Row]:
 def video(bench: Bench) -> Iterator[Row]:
     """A sentence and a picture become an mp4. Models loaded and shapes tuned before (a run of one step); the encoded
     all-zero video is not kept from it. Fewer steps than 50 are timed and scaled: the note says so. The mp4 is of other
-    frames, as many bits as a film's: random weights make noise, which takes x264 three times as long."""
+    frames, as many bits as a film's: random weights make noise, which takes x264 more than twice as long."""
     sizes, steps, full = bench.sizes, bench.args.steps, 50
     frames, height, width = sizes.p480
     row = Row("video", f"1.3B video {frames}x{height}x{width}, {full} steps x 3")
@@ -281,7 +281,7 @@ def _filmed(frames: int, height: int, width: int) -> Video:
     """A picture with the spectrum of photographs, panned, and the grain of a film."""
     draw = np.random.default_rng(0)
     rows, cols = height + frames, width + 2 * frames
-    waves = np.hypot(np.fft.fftfreq(rows)[:, None] * rows, np.fft.rfftfreq(cols) * cols).clip(1)
+    waves = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)).clip(1 / cols)
     planes = np.fft.irfft2(np.fft.rfft2(draw.standard_normal((3, rows, cols))) / waves**1.2, (rows, cols))
     picture = 128 + 45 * np.moveaxis(planes / planes.std(axis=(1, 2), keepdims=True), 0, 2)
     grain = 1.5 * draw.standard_normal((frames, height, width, 1))

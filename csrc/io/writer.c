@@ -11,7 +11,7 @@
 #include "palette.h"
 #include "pixels.h"
 
-/* x264's, on any machine: the bytes depend on their number, not on when they run. They say nothing. */
+/* x264's, on any machine: the bytes depend on their number, not on when they run. They log nothing. */
 #define H264_THREADS 8
 
 struct ipvg_writer {

@@ -2,7 +2,7 @@
  *
  * The library offers several algorithms for a shape and guesses an order. The first TRIED are timed once, on the data of the
  * first call, and the fastest is remembered (choices.h). The fastest in a burst may draw more power than a GPU is allowed for
- * long: those that are near it run again, by turns, at the limit, until one is ahead. Algorithms that add partial sums in an
+ * long: those that are near it run again, by turns, at the limit, while they keep up. Algorithms that add partial sums in an
  * order of their own (split-K) are left out, so that results can be reproduced. */
 #include "blas.h"
 
@@ -245,8 +245,8 @@ static bool offered(const ipvg_blas *b, const product *p, cublasLtMatmulHeuristi
     return *status == CUBLAS_STATUS_SUCCESS && *count > 0;
 }
 
-/* For few rows with long sums of 8 bits the library offers none that leave the sums whole. An algorithm is none of a number
- * of rows: what it offers for many, it may take for these. */
+/* For few rows with long sums of 8 bits the library offers none that leave the sums whole. No algorithm
+ * belongs to a number of rows: what it offers for many, it may take for these. */
 static bool offered_for_many(ipvg_context *ctx, const ipvg_blas *b, const product *p, const ipvg_gemm *g,
                              cublasLtMatmulHeuristicResult_t *found, int *count)
 {

@@ -111,7 +111,6 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_dnn *d, ipvg_plan *out, const 
     const int tried = !d->tune ? 1 : conv && conv->dtype == IPVG_F32 ? EXACT : TRIED;
     ipvg_plan plan[TRIED];
     int count = 0, best = 0;
-    bool sure = true;
     ipvg_status status;
 
     if (known && plans(ctx, d, out, &count, (ipvg_plan_wish){1, known[0]}, sdpa, conv) == IPVG_OK) {
@@ -119,11 +118,11 @@ static ipvg_status choose(ipvg_context *ctx, ipvg_dnn *d, ipvg_plan *out, const 
         ipvg_plan_free(out); /* the file is of another library */
     }
     IPVG_TRY(plans(ctx, d, plan, &count, (ipvg_plan_wish){tried, -1}, sdpa, conv));
-    if (count > 1) sure = ipvg_plan_fastest(&best, ctx, d->handle, d->stream, d->meter, plan, count, sdpa, conv);
+    if (count > 1) best = ipvg_plan_fastest(ctx, d->handle, d->stream, d->meter, plan, count, sdpa, conv);
     for (int i = 0; i < count; i++)
         if (i != best) ipvg_plan_free(&plan[i]);
     *out = plan[best];
-    if (sure) ipvg_choices_put(choices, key, (const int64_t[]){out->rank, out->engine});
+    ipvg_choices_put(choices, key, (const int64_t[]){out->rank, out->engine});
 done:
     return status;
 }

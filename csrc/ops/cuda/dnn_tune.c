@@ -68,8 +68,8 @@ static int fastest(ipvg_context *ctx, cudnnHandle_t handle, void *stream, const 
     return best;
 }
 
-bool ipvg_plan_fastest(int *best, ipvg_context *ctx, cudnnHandle_t handle, void *stream, ipvg_meter *meter,
-                       const ipvg_plan *plan, int count, const ipvg_sdpa *s, const ipvg_dnn_conv *c)
+int ipvg_plan_fastest(ipvg_context *ctx, cudnnHandle_t handle, void *stream, ipvg_meter *meter, const ipvg_plan *plan,
+                      int count, const ipvg_sdpa *s, const ipvg_dnn_conv *c)
 {
     const ipvg_k_dtype dtype = (ipvg_k_dtype)(s ? s->dtype : c->dtype);
     const size_t unit = dtype == IPVG_K_F32 ? 4 : 2;
@@ -83,14 +83,13 @@ bool ipvg_plan_fastest(int *best, ipvg_context *ctx, cudnnHandle_t handle, void 
     for (int i = 0; i < tensors; i++) bytes += padded((size_t)size[i] * unit);
     for (int i = 0; i < count; i++) workspace = most(workspace, plan[i].workspace);
     bytes += (size_t)workspace;
-    *best = 0;
     ipvg_meter_lock(meter); /* taken for a moment, it is not counted; spares are not asked for it */
     const bool fits = ipvg_meter_fits(meter, ipvg_meter_pages(bytes));
     const bool taken = fits && cudaMalloc((void **)&memory, bytes) == cudaSuccess;
     ipvg_meter_unlock(meter);
     if (!taken) {
         cudaGetLastError();
-        return false;
+        return 0;
     }
     ipvg_k_normals((float *)(void *)memory, 1, 0, 0, SOME, stream);
     at = memory + (size_t)SOME * sizeof(float);
@@ -101,9 +100,9 @@ bool ipvg_plan_fastest(int *best, ipvg_context *ctx, cudnnHandle_t handle, void 
     }
     const ipvg_plan_arguments a = s ? ipvg_plan_sdpa_arguments(p[1], p[0], p[0], p[0], &scale, at)
                                     : ipvg_plan_conv_arguments(c, p[2], p[0], p[1], p[3], at);
-    *best = fastest(ctx, handle, stream, plan, count, &a);
+    const int best = fastest(ctx, handle, stream, plan, count, &a);
     cudaStreamSynchronize(stream);
     cudaFree(memory);
     ctx->error[0] = 0; /* of plans that do not run */
-    return true;
+    return best;
 }
