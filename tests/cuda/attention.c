@@ -17,7 +17,7 @@
 
 #define SAMPLED 7
 #define REPEATS 20
-#define BOUND 5e-3 /* ENGINE.md: 16-bit attention */
+#define BOUND 5e-3 /* of 16-bit attention */
 
 static ipvg_context ctx;
 static ipvg_arena arena;

@@ -1,7 +1,7 @@
 /* Our own attention (kernels/attention.cu) against float64: random sizes, strides, biases, repeats of the last key; poisoned
  * results. On the emulated device this checks the layouts of tiles too.
  *
- * Bound: relative L2 5e-3 (ENGINE.md's for 16-bit attention); the exponentials and the result are each rounded to bfloat16. */
+ * Bound: relative L2 5e-3 (of 16-bit attention); the exponentials and the result are each rounded to bfloat16. */
 #include "matrix.h"
 
 #define BOUND 5e-3

@@ -2,7 +2,7 @@
  *
  *     make kernels       on the emulated device, and compiles the kernels with nvcc if it is here
  *
- * Bounds: float32 relative L2 against the CPU backend, 1e-6 (both are float32; ENGINE.md). 16 bits: one rounding at the end. */
+ * Bounds: float32 relative L2 against the CPU backend, 1e-6 (both are float32). 16 bits: one rounding at the end. */
 #include "matrix.h"
 
 #define BOUND 1e-6

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ENGINE = Path(__file__).parents[2] / "benchmarks" / "engine.py"
-ROWS = "forward13,step13,umt5,vae_decode,vae_encode,load13,accuracy,forward14,accuracy14,scaling"
+ROWS = "forward13,step13,umt5,vae_decode,vae_encode,load13,accuracy,forward14,accuracy14,scaling,video"
 QUICK = ["--device", "cpu", "--tiny", "--warm", "0.01", "--timed", "0.02", "--steps", "1"]
 
 
@@ -29,13 +29,13 @@ def test_rows(tmp_path):
             assert row["ok"] and row["ours_error"] > 0 and row["peer_error"] > 0, title
             continue
         assert row["x_floor"] > 0 and row["faster"] > 0 and row["floor_seconds"] > 0, title
-        if row["name"] not in ("step13", "load13"):
+        if row["name"] not in ("step13", "load13", "video"):
             assert 0 < row["apart"] < 3e-2, title
 
 
 def test_a_row_that_fails_says_why_and_the_others_go_on(tmp_path):
-    done, rows = run(tmp_path, "--rows", "fp8,load13", "--sides", "ours")
-    failed, loaded = rows.values()
+    done, rows = run(tmp_path, "--rows", "forward13_fp8,load13,whole14_720", "--sides", "ours")
+    failed, loaded, whole = rows.values()
     assert done.returncode == 1
-    assert "dtype" in failed["errors"]["fp8"]
-    assert loaded["ours"]["seconds"] > 0 and not loaded["errors"]
+    assert "not in fp8" in failed["errors"]["fp8"]
+    assert all(row["ours"]["seconds"] > 0 and not row["errors"] for row in (loaded, whole))
