@@ -61,7 +61,8 @@ ipvg_status ipvg_vae_latent_size(ipvg_context *ctx, const ipvg_vae *vae, int64_t
 
 /* ---- whole arrays ---- */
 
-/* latent (z, t, h, w) of frames (3, T, H, W). ctx->progress counts frames. IPVG_E_CANCELLED within one block of one frame. */
+/* latent (z, t, h, w) of frames (3, T, H, W). ctx->progress counts frames. IPVG_E_CANCELLED within one block of one frame; a GPU
+ * then still has a frame or two to do. */
 ipvg_status ipvg_vae_encode(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *frames, const ipvg_vae *vae);
 /* frames (3, T, H, W), not clamped, of latent (z, t, h, w). */
 ipvg_status ipvg_vae_decode(ipvg_exec *ex, ipvg_tensor *frames, const ipvg_tensor *latent, const ipvg_vae *vae);

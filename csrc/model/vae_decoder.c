@@ -26,7 +26,8 @@ struct ipvg_vae_decoder {
     pair denormalise;    /* (z, z), the standard deviations on its diagonal, and the means (z,) */
     ipvg_tensor *frames; /* the caller's, while next runs */
     int64_t at;
-    parcel last; /* the newest frame */
+    parcel last;         /* the newest frame */
+    ipvg_tensor in, out; /* room for latent frames, and for frames, on their way */
 };
 
 /* ==== begin, end ==== */
@@ -103,6 +104,8 @@ ipvg_status ipvg_vae_decoder_begin(ipvg_exec *ex, ipvg_vae_decoder **out, const 
     for (int i = 0; i < c->levels; i++) IPVG_TRY(level_new(ex, &d->level[i], &w->level[i], height << i, width << i));
     IPVG_TRY(ipvg_vae_head_new(ex, &d->head, &w->head_norm, &w->head, height * scale, width * scale));
     IPVG_TRY(ipvg_vae_frame_new(ex, &d->pixels, height * scale, width * scale, 3));
+    IPVG_TRY(ipvg_planes_new(ex, &d->in, height, width, c->z_dim));
+    IPVG_TRY(ipvg_planes_new(ex, &d->out, height * scale, width * scale, 3));
     if (!ex->be->host) {
         IPVG_TRY(denormalise_new(ex, d));
     } else if (!ipvg_planning(ex)) {
@@ -148,7 +151,7 @@ static ipvg_status emit(ipvg_exec *ex, ipvg_vae_decoder *d)
     if (!ipvg_planning(ex)) to = (char *)d->frames->data + d->at * pixels * (bytes ? 3 : (int64_t)sizeof(float));
     IPVG_TRY(ipvg_vae_causal_run(ex, &(ipvg_conv_out){.y = &d->pixels}, &d->head.conv));
     IPVG_TRY(ipvg_see(ex, &d->pixels, "head.2"));
-    IPVG_TRY(ipvg_vae_send(ex, &d->last, &came, &d->pixels, to, bytes ? 0 : d->frames->shape[1] * pixels));
+    IPVG_TRY(ipvg_vae_send(ex, &d->last, &came, &d->pixels, to, bytes ? 0 : d->frames->shape[1] * pixels, &d->out));
 done:
     d->at++;
     return status;
@@ -238,7 +241,7 @@ static ipvg_status load(ipvg_exec *ex, ipvg_vae_decoder *d, const ipvg_tensor *l
     }
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &raw, IPVG_F32, 3, d->latent.shape));
     IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, &made, IPVG_F32, 3, d->latent.shape));
-    IPVG_TRY(ipvg_planes_load(ex, &raw, first, step));
+    IPVG_TRY(ipvg_planes_load(ex, &raw, first, step, &d->in));
     x = ipvg_tensor_of(raw.data, IPVG_F32, pixels, c->z_dim);
     y = ipvg_tensor_of(made.data, IPVG_F32, pixels, c->z_dim);
     IPVG_TRY(ipvg_linear_exact(ex, &y, &x, &d->denormalise.w, &d->denormalise.b, IPVG_ACT_NONE));
@@ -267,6 +270,7 @@ ipvg_status ipvg_vae_decoder_next(ipvg_exec *ex, ipvg_vae_decoder *d, ipvg_tenso
                          (long long)d->pixels.shape[1], (long long)d->pixels.shape[0]);
     d->frames = frames;
     d->at = at;
+    IPVG_TRY(ipvg_pace(ex)); /* once a latent frame; that a frame is sent paces those it makes */
     IPVG_TRY(load(ex, d, latent, index));
     ipvg_tensor z = ipvg_vae_ring_push(&d->conv1.in);
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &z}, &d->latent, &d->quant));

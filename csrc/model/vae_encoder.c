@@ -24,7 +24,8 @@ struct ipvg_vae_encoder {
     ipvg_tensor mean;    /* (h, w, z): of mu; the other half of the channels is the log-variance, which nobody uses */
     ipvg_tensor *latent; /* the caller's, while next runs */
     int64_t at, start;
-    parcel last; /* the newest latent frame */
+    parcel last;         /* the newest latent frame */
+    ipvg_tensor in, out; /* room for frames, and for latent ones, on their way */
 };
 
 /* ==== begin, end ==== */
@@ -76,6 +77,8 @@ ipvg_status ipvg_vae_encoder_begin(ipvg_exec *ex, ipvg_vae_encoder **out, const 
     IPVG_TRY(ipvg_conv_prepare(ex, &e->quant));
     e->mean = e->mu;
     e->mean.shape[2] = c->z_dim;
+    IPVG_TRY(ipvg_planes_new(ex, &e->in, height, width, 3));
+    IPVG_TRY(ipvg_planes_new(ex, &e->out, h, wide, c->z_dim));
     *out = e;
     e = NULL;
 done:
@@ -124,7 +127,7 @@ static ipvg_status emit(ipvg_exec *ex, ipvg_vae_encoder *e)
     IPVG_TRY(ipvg_see(ex, &e->moments, "head.2"));
     IPVG_TRY(ipvg_vae_frame_conv(ex, &(ipvg_conv_out){.y = &e->mu}, &e->moments, &e->quant));
     IPVG_TRY(ipvg_see(ex, &e->mu, "quant_conv"));
-    IPVG_TRY(ipvg_vae_send(ex, &e->last, &came, &e->mean, to, e->latent->shape[1] * pixels));
+    IPVG_TRY(ipvg_vae_send(ex, &e->last, &came, &e->mean, to, e->latent->shape[1] * pixels, &e->out));
     normalise(e, &came);
 done:
     e->at++;
@@ -214,7 +217,8 @@ ipvg_status ipvg_vae_encoder_next(ipvg_exec *ex, ipvg_vae_encoder *e, ipvg_tenso
     e->at = e->start = at;
     ipvg_tensor pixel = ipvg_vae_ring_push(&e->conv1.in);
     const float *first = ipvg_planning(ex) ? NULL : (const float *)frames->data + index * pixels;
-    IPVG_TRY(ipvg_planes_load(ex, &pixel, first, frames->shape[1] * pixels));
+    IPVG_TRY(ipvg_pace(ex)); /* once a frame: the GPU takes longer for one than the host for the next */
+    IPVG_TRY(ipvg_planes_load(ex, &pixel, first, frames->shape[1] * pixels, &e->in));
     ipvg_tensor *x = &e->level[0].in;
     target next = ipvg_vae_res_target(&e->level[0].block[0]);
     ipvg_conv_out out = ipvg_vae_output(x, &next);

@@ -32,12 +32,13 @@ ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ip
                       : ipvg_bytes_receive(ex, came->slot, came->to, frame);
 }
 
-ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step)
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step,
+                          const ipvg_tensor *room)
 {
     const parcel next = {.to = to, .step = step, .slot = !last->slot};
     ipvg_status status;
     *came = (parcel){.to = NULL};
-    IPVG_TRY(step ? ipvg_planes_send(ex, next.slot, frame) : ipvg_bytes_send(ex, next.slot, frame));
+    IPVG_TRY(step ? ipvg_planes_send(ex, next.slot, frame, room) : ipvg_bytes_send(ex, next.slot, frame, room));
     if (ipvg_planning(ex)) goto done;
     if (ex->be->host) *last = next; /* it is to be received before another is written over the frame */
     IPVG_TRY(ipvg_vae_receive(ex, last, came, frame));
@@ -154,7 +155,7 @@ ipvg_status ipvg_vae_res_run(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x
 {
     ipvg_status status;
     target inner = {.z = ipvg_vae_ring_push(&r->conv2.in), .gamma = &r->norm2, .silu = true, .wanted = true};
-    IPVG_TRY(ipvg_pace(ex));
+    IPVG_TRY(ipvg_check_cancel(ex->ctx));
     ipvg_conv_out out = ipvg_vae_output(NULL, &inner);
     IPVG_TRY(ipvg_vae_causal_run(ex, &out, &r->conv1));
     if (r->weights->in != r->weights->out) {
@@ -217,7 +218,7 @@ ipvg_status ipvg_vae_middle_run(ipvg_exec *ex, ipvg_tensor *x, middle *m, const 
     target attention = {.z = m->input, .gamma = &m->norm, .silu = false, .wanted = true};
     IPVG_TRY(ipvg_vae_res_run(ex, x, x, &m->block[0], &attention));
     IPVG_TRY(ipvg_see(ex, x, "middle.0"));
-    IPVG_TRY(ipvg_pace(ex));
+    IPVG_TRY(ipvg_check_cancel(ex->ctx));
     IPVG_TRY(attend(ex, x, m));
     IPVG_TRY(ipvg_see(ex, x, "middle.1"));
     target second = ipvg_vae_res_target(&m->block[1]);

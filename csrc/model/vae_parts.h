@@ -135,7 +135,8 @@ typedef struct parcel {
 
 /* Sends frame (H, W, C) to `to`, and receives what was sent before it: *came. Where memory is the host's, that is the frame
  * itself. */
-ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step);
+ipvg_status ipvg_vae_send(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame, void *to, int64_t step,
+                          const ipvg_tensor *room);
 /* What was sent last, if it has not been received; frame: of the same shape. */
 ipvg_status ipvg_vae_receive(ipvg_exec *ex, parcel *last, parcel *came, const ipvg_tensor *frame);
 

@@ -74,7 +74,7 @@ struct ipvg_backend {
     void *state;       /* the backend's own: streams, library handles */
     void (*free)(ipvg_backend *be);
     void (*begin)(const ipvg_backend *be); /* in the thread that is about to call; or NULL */
-    ipvg_status (*pace)(ipvg_exec *ex);    /* once a block: what ipvg_pace says; or NULL */
+    ipvg_status (*pace)(ipvg_exec *ex);    /* what ipvg_pace says; or NULL */
     /* See replay.h. From `keep` to `kept` operations are kept instead of run; `kept` returns them, or NULL if the device could
      * not, and `play` queues them. NULL where there is nothing to gain, as in a state of more than `small` numbers. */
     int64_t small;
@@ -99,11 +99,14 @@ struct ipvg_backend {
     ipvg_status (*follow)(ipvg_exec *ex, void *stream); /* that stream waits for what has been queued */
     ipvg_status (*settle)(ipvg_exec *ex); /* waits for all that the device has been given, by others too */
 
-    /* ipvg_planes_load, _send, _receive, ipvg_bytes_send, _receive (odd: not finite); NULL where be->host. */
-    ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
-    ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+    /* ipvg_planes_new (once its room is there), _load, _send, _receive, ipvg_bytes_send, _receive (odd: not finite); NULL where
+     * be->host. */
+    ipvg_status (*planes_begin)(ipvg_exec *ex);
+    ipvg_status (*planes_load)(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step,
+                               const ipvg_tensor *room);
+    ipvg_status (*planes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
     ipvg_status (*planes_receive)(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
-    ipvg_status (*bytes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+    ipvg_status (*bytes_send)(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
     ipvg_status (*bytes_receive)(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
 
     ipvg_status (*linear)(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *w,

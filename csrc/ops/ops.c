@@ -314,11 +314,30 @@ ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, 
     return ex->be->norm_silu(ex, y, x, gamma, silu);
 }
 
-ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step)
+ipvg_status ipvg_planes_new(ipvg_exec *ex, ipvg_tensor *room, int64_t h, int64_t w, int64_t c)
+{
+    const int64_t unit = IPVG_ALIGN / (int64_t)sizeof(float), shape[] = {2, (h * w * c + unit - 1) / unit * unit};
+    ipvg_status status = IPVG_OK;
+    *room = (ipvg_tensor){0};
+    if (ex->be->host) return IPVG_OK;
+    IPVG_TRY(ipvg_arena_tensor(ex->ctx, ex->arena, room, IPVG_F32, 2, shape));
+    if (!ipvg_planning(ex)) IPVG_TRY(ex->be->planes_begin(ex));
+done:
+    return status;
+}
+
+/* Is a frame's place in it large enough? */
+static bool holds(const ipvg_exec *ex, const ipvg_tensor *room, const ipvg_tensor *frame)
+{
+    return ex->be->host || (room->ndim == 2 && room->shape[1] >= ipvg_tensor_count(frame));
+}
+
+ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step, const ipvg_tensor *room)
 {
     NEED(frame->ndim == 3 && (frame->dtype == ex->be->video || frame->dtype == IPVG_F32), "planes", "frame", frame,
          "(H, W, C)");
-    if (!ex->be->host) return ex->be->planes_load(ex, frame, src, step);
+    NEED(holds(ex, room, frame), "planes", "room", room, "of this frame's size");
+    if (!ex->be->host) return ex->be->planes_load(ex, frame, src, step, room);
     if (ipvg_planning(ex)) return IPVG_OK;
     const int64_t channels = frame->shape[2], pixels = frame->shape[0] * frame->shape[1];
     float *to = frame->data;
@@ -328,10 +347,11 @@ ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src
     return IPVG_OK;
 }
 
-ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room)
 {
     NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "planes", "frame", frame, "(H, W, C)");
-    return ex->be->host ? IPVG_OK : ex->be->planes_send(ex, slot, frame);
+    NEED(holds(ex, room, frame), "planes", "room", room, "of this frame's size");
+    return ex->be->host ? IPVG_OK : ex->be->planes_send(ex, slot, frame, room);
 }
 
 ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame)
@@ -347,10 +367,11 @@ ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t ste
     return IPVG_OK;
 }
 
-ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame)
+ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room)
 {
     NEED(frame->ndim == 3 && frame->dtype == ex->be->video, "bytes", "frame", frame, "(H, W, C)");
-    return ex->be->host ? IPVG_OK : ex->be->bytes_send(ex, slot, frame);
+    NEED(holds(ex, room, frame), "bytes", "room", room, "of this frame's size");
+    return ex->be->host ? IPVG_OK : ex->be->bytes_send(ex, slot, frame, room);
 }
 
 ipvg_status ipvg_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame)

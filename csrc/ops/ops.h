@@ -79,8 +79,8 @@ ipvg_status ipvg_gather_rows(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *t
 ipvg_status ipvg_patchify(ipvg_exec *ex, ipvg_tensor *tokens, const ipvg_tensor *latent);
 /* The way back after the head, whose columns are ordered (2, 2, C), channel fastest. */
 ipvg_status ipvg_unpatchify(ipvg_exec *ex, ipvg_tensor *latent, const ipvg_tensor *tokens);
-/* Once a block, instead of ipvg_check_cancel: obeys cancel(), and lets a GPU's queue hold about one block, so that this
- * is soon. */
+/* Once a block of a transformer or a frame of the VAE, instead of ipvg_check_cancel: obeys cancel(), and lets a GPU's queue
+ * hold about one, so that this is soon. */
 ipvg_status ipvg_pace(ipvg_exec *ex);
 /* y = x with y's dtype; same shape. E4M3: each row (a weight's output channel) is divided by its greatest absolute number / 448,
  * its scale, and rounded to nearest even. */
@@ -115,17 +115,21 @@ ipvg_status ipvg_conv_run(ipvg_exec *ex, const ipvg_conv_out *out, const ipvg_te
 /* y = x / max(|x|_2, 1e-12) * sqrt(C) * gamma (C, or (C, 1, ...)) over the last axis, then SiLU if asked. In place allowed. */
 ipvg_status ipvg_norm_silu(ipvg_exec *ex, ipvg_tensor *y, const ipvg_tensor *x, const ipvg_tensor *gamma, bool silu);
 
+/* Room in the arena for frames of h x w x c on their way in, or out, for as long as they are: two float32 ones. Empty where
+ * memory is the host's. */
+ipvg_status ipvg_planes_new(ipvg_exec *ex, ipvg_tensor *room, int64_t h, int64_t w, int64_t c);
 /* frame (H, W, C), float32 or as the VAE keeps it, from float32 memory with channels first: src[c * step + pixel], which is
  * free at once if it is the host's; or it is the device's. */
-ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
+ipvg_status ipvg_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step,
+                             const ipvg_tensor *room);
 /* The way back: dst[c * step + pixel], of a frame whose pixels may lie apart (`ld`: its first channels). What is sent goes while
  * the GPU computes on (the frame may be written again at once), and lies in one of two slots until it is received, unless it is
  * sent over. Where memory is the host's, nothing happens before `receive`, and it reads the frame. */
-ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
 ipvg_status ipvg_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
 /* The same as bytes, channels last as they are: dst[i] = rint((min(max(x, -1), 1) + 1) * 127.5), in float32, ties to even.
  * IPVG_E_ARGUMENT, by receive: one is not finite. */
-ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
 ipvg_status ipvg_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame);
 
 #endif

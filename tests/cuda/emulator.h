@@ -38,7 +38,7 @@ size_t emulator_peak(void);
 void emulator_set_limit(size_t bytes);
 /* Kernels started since the start. */
 long emulator_launches(void);
-/* How often somebody waited for an event behind which its stream had nothing more to do: a GPU then stands still. */
+/* How often somebody waited for an event behind which no stream had anything more to do: a GPU then stands still. */
 __attribute__((visibility("default"))) long emulator_dry(void);
 /* Looks at all canaries. */
 void emulator_check(void);

@@ -1,5 +1,6 @@
 /* Streams, events, copies and graphs. Work is done as late as possible: when somebody waits for it. */
 #include <stdio.h>
+#include <algorithm>
 
 #include <chrono>
 #include <deque>
@@ -95,7 +96,7 @@ static void complete(const std::shared_ptr<ticket> &t)
         if (t->stream->queue.empty()) emulator_die("an event that nothing will complete");
         step(t->stream);
     }
-    dry += t->stream->queue.empty();
+    dry += std::all_of(streams.begin(), streams.end(), [](const CUstream_st *s) { return s->queue.empty(); });
 }
 
 cudaError_t emulator_launch(const cudaLaunchConfig_t &c, std::function<void()> kernel)

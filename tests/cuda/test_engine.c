@@ -299,54 +299,80 @@ static void test_rows(int64_t count, int64_t d)
     release(&table), release(&y), free(numbers);
 }
 
-/* Two frames, of which one is under way while the next is sent. */
+/* Without scratch, whose end would wait for all that is under way. */
+#define QUEUE(call)                                              \
+    do {                                                         \
+        if ((call) != IPVG_OK) FAIL("%s: %s", #call, ctx.error); \
+    } while (0)
+
+/* As ipvg_planes_new makes it, of memory that work under way still reads: before -> after. */
+static both room_of(int64_t h, int64_t w, int64_t channels, both *after)
+{
+    const int64_t count = (h * w * channels + 63) / 64 * 64;
+    both room = MAKE(IPVG_F32, 0, 1, 2, count);
+    *after = MAKE(IPVG_F32, 0, 0, 2, count);
+    memcpy(after->host.data, room.host.data, ipvg_tensor_bytes(&room.host));
+    QUEUE(ipvg_cast(&gpu, &after->device, &room.device));
+    QUEUE(gpu.be->planes_begin(&gpu));
+    return room;
+}
+
+/* More frames than there are slots, all of them under way before anyone looks; of those that go out two, and one that the next
+ * is sent over. */
 static void test_planes(int64_t h, int64_t w, int64_t channels)
 {
+    enum { FRAMES = 5 };
     const int64_t step = h * w + pick(0, 9);
-    float *planes = malloc((size_t)(channels * step) * sizeof *planes), *back[2];
-    both frame[2];
-    for (int i = 0; i < 2; i++) {
+    float *planes = malloc((size_t)(FRAMES * channels * step) * sizeof *planes);
+    both frame[FRAMES], kept[2];
+    for (int i = 0; i < FRAMES; i++) {
         frame[i] = MAKE(gpu.be->video, 0, 0, h, w, channels);
         float *v = frame[i].host.data;
         for (int64_t c = 0; c < channels; c++)
-            for (int64_t p = 0; p < h * w; p++) v[p * channels + c] = planes[c * step + p] = (float)pick(-128, 128);
-        RUN(gpu, ipvg_planes_load(&gpu, &frame[i].device, planes, step));
-        judge("planes in", &frame[i], 0);
-        back[i] = calloc((size_t)(channels * step), sizeof **back);
+            for (int64_t p = 0; p < h * w; p++)
+                v[p * channels + c] = planes[(i * channels + c) * step + p] = (float)pick(-128, 128);
     }
-    for (int i = 0; i < 2; i++) RUN(gpu, ipvg_planes_send(&gpu, i, &frame[i].device));
-    for (int i = 0; i < 2; i++) {
-        RUN(gpu, ipvg_planes_receive(&gpu, i, back[i], step, &frame[i].device));
+    both out = room_of(h, w, channels, &kept[0]), in = room_of(h, w, channels, &kept[1]);
+    for (int i = 0; i < FRAMES; i++)
+        QUEUE(ipvg_planes_load(&gpu, &frame[i].device, planes + i * channels * step, step, &in.device));
+    for (int i = 0; i < 3; i++) QUEUE(ipvg_planes_send(&gpu, i % 2, &frame[i].device, &out.device));
+    for (int i = 1; i < 3; i++) {
+        QUEUE(ipvg_planes_receive(&gpu, i % 2, planes, step, &frame[i].device));
         const float *v = frame[i].host.data;
         for (int64_t c = 0; c < channels; c++)
             for (int64_t p = 0; p < h * w; p++)
-                if (back[i][c * step + p] != v[p * channels + c]) {
+                if (planes[c * step + p] != v[p * channels + c]) {
                     FAIL("planes out: frame %d, channel %ld, pixel %ld", i, c, p);
                     c = channels;
                     break;
                 }
-        free(back[i]), release(&frame[i]);
     }
-    free(planes);
+    for (int i = 0; i < FRAMES; i++) judge("planes in", &frame[i], 0);
+    float *last = planes + (FRAMES - 1) * channels * step; /* alone: nobody waits for it but the GPU */
+    QUEUE(ipvg_planes_load(&gpu, &frame[FRAMES - 1].device, last, step, &in.device));
+    judge("planes in", &frame[FRAMES - 1], 0);
+    for (int i = 0; i < FRAMES; i++) release(&frame[i]);
+    for (int i = 0; i < 2; i++) judge("room for planes", &kept[i], 0), release(&kept[i]);
+    release(&in), release(&out), free(planes);
 }
 
 /* As bytes, beyond what they hold and on the borders between two of them; a number that is not finite is told. */
 static void test_bytes(int64_t h, int64_t w, int64_t channels)
 {
     const size_t count = (size_t)(h * w * channels);
-    both frame = MAKE(gpu.be->video, 0, 1.5, h, w, channels);
+    both frame = MAKE(gpu.be->video, 0, 1.5, h, w, channels), kept, room = room_of(h, w, channels, &kept);
     uint8_t *want = malloc(count), *got = malloc(count);
     RUN(cpu, ipvg_bytes_receive(&cpu, 0, want, &frame.host));
-    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device, &room.device));
     RUN(gpu, ipvg_bytes_receive(&gpu, 1, got, &frame.device));
     if (memcmp(want, got, count)) FAIL("bytes of a frame");
     release(&frame);
     frame = MAKE(gpu.be->video, 0, 0, h, w, channels); /* NaN */
-    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device));
+    RUN(gpu, ipvg_bytes_send(&gpu, 1, &frame.device, &room.device));
     if (ipvg_bytes_receive(&gpu, 1, got, &frame.device) != IPVG_E_ARGUMENT || !strstr(ctx.error, "NaN"))
         FAIL("bytes of NaN: %s", ctx.error);
     if (ipvg_bytes_receive(&cpu, 1, got, &frame.host) != IPVG_E_ARGUMENT) FAIL("bytes of NaN, on the CPU");
-    release(&frame), free(want), free(got);
+    release(&frame), release(&room), release(&kept), free(want), free(got);
 }
 
 static void test_all(ipvg_dtype dtype, int rounds)

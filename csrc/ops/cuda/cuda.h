@@ -38,8 +38,10 @@ typedef struct ipvg_cuda {
         bool second[IPVG_CUDA_LANES];                      /* which of a lane's two is next */
         int lanes, turn, small; /* turn, small: which of all and of the small ones, where there is one thread */
     } ring;                     /* of copies, see copy.c */
+    void *copies;               /* cudaStream_t: frames cross the bus there, beside the work, see planes.c */
     struct {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
+        void *sorted;      /* cudaEvent_t: the GPU has made it, or has taken it over */
         size_t bytes;
     } planes[4]; /* two of frames that go out, two of those that come in */
     int load;    /* which of these two is next */
@@ -58,10 +60,12 @@ ipvg_status ipvg_cuda_copy_out(ipvg_exec *ex, void *host_dst, const ipvg_tensor 
 /* The rows of a table on the host that have these numbers, in this order. */
 ipvg_status ipvg_cuda_rows_in(ipvg_exec *ex, ipvg_tensor *dst, const ipvg_tensor *table, const int32_t *rows);
 void ipvg_cuda_ring_free(ipvg_cuda *cuda);
-ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step);
-ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_planes_begin(ipvg_exec *ex);
+ipvg_status ipvg_cuda_planes_load(ipvg_exec *ex, ipvg_tensor *frame, const float *src, int64_t step,
+                                  const ipvg_tensor *room);
+ipvg_status ipvg_cuda_planes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
 ipvg_status ipvg_cuda_planes_receive(ipvg_exec *ex, int slot, float *dst, int64_t step, const ipvg_tensor *frame);
-ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame);
+ipvg_status ipvg_cuda_bytes_send(ipvg_exec *ex, int slot, const ipvg_tensor *frame, const ipvg_tensor *room);
 ipvg_status ipvg_cuda_bytes_receive(ipvg_exec *ex, int slot, uint8_t *dst, const ipvg_tensor *frame, int *odd);
 void ipvg_cuda_planes_free(ipvg_cuda *cuda);
 
