@@ -1,6 +1,6 @@
 """ipvg's CUDA engine against diffusers and against the card itself: one table, one run, one GPU.
 
-    python benchmarks/engine.py --out out                                  # everything, about 20 minutes
+    python benchmarks/engine.py --out out                                  # everything, about 25 minutes
     python benchmarks/engine.py --rows forward13,vae_decode --out out      # some rows, in that order
     python benchmarks/engine.py --floors                                   # what there is to do, without a GPU
     python benchmarks/engine.py --device cpu --tiny --out out              # tries the benchmark itself, without a GPU
