@@ -280,18 +280,24 @@ def test_a_cancelled_stream_is_over():
     stream = vae.decode_stream(latent(3, 2, 2))
     next(stream)
 
+    over = threading.Event()
+
     def interfere():
-        while not device.cancel():
-            pass
+        while not over.is_set():
+            device.cancel()
 
     thread = threading.Thread(target=interfere)
     thread.start()
-    with pytest.raises(_core.Cancelled):
-        for _ in range(10_000):  # until the other thread meets a running call
-            next(stream, None)
-            stream = stream if stream.__length_hint__() else vae.decode_stream(latent(3, 2, 2))
-    thread.join()
+    try:
+        with pytest.raises(_core.Cancelled):
+            for _ in range(10_000):  # until the other thread meets a running call that is not at its end
+                next(stream, None)
+                stream = stream if stream.__length_hint__() else vae.decode_stream(latent(3, 2, 2))
+    finally:
+        over.set()
+        thread.join()
     assert list(stream) == []
+    assert len(list(vae.decode_stream(latent(3, 2, 2)))) == 3  # a cancel is for the call that runs, not for the next
 
 
 def test_progress_counts_frames_and_may_raise():
@@ -307,6 +313,14 @@ def test_progress_counts_frames_and_may_raise():
 
     with pytest.raises(KeyError, match="enough"):
         vae.decode(latent(3, 1, 1), progress=stop)
+
+    def stop_late(done, total):
+        if done == total:
+            raise KeyError("late")
+
+    for call, given in ((vae.encode, video(5, 8, 8)), (vae.decode, latent(3, 1, 1))):
+        with pytest.raises(KeyError, match="late"):
+            call(given, progress=stop_late)
     with pytest.raises(TypeError, match="progress"):
         vae.decode(latent(1, 1, 1), progress=3)
 

@@ -12,6 +12,7 @@
 #define NO_IMPORT_ARRAY
 #endif
 #include <numpy/arrayobject.h>
+#include <pthread.h>
 
 #include "../ops/ops.h"
 
@@ -30,8 +31,10 @@ typedef struct ipvg_py_device {
     ipvg_arena arena;
     ipvg_exec ex; /* points at the three above */
     PyThread_type_lock lock;
-    atomic_int lent;    /* tensors of it that other libraries hold; see tensor.h */
-    atomic_int touched; /* they may have read or written since the last call */
+    pthread_mutex_t gate; /* so that a cancel meets the call it is for, and no later one: */
+    int running;          /* a call has the lock */
+    atomic_int lent;      /* tensors of it that other libraries hold; see tensor.h */
+    atomic_int touched;   /* they may have read or written since the last call */
 } ipvg_py_device;
 
 extern PyTypeObject *ipvg_py_device_type; /* set when the module loads; a heap type */
@@ -43,7 +46,10 @@ typedef struct ipvg_py_run {
 int ipvg_py_enter(ipvg_py_device *dev, ipvg_py_run *run);
 /* The same for a call that neither reads nor writes what others may hold: it does not wait for them. */
 int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run);
+/* 0 and an exception set: the status says so, or what ran raised one itself (a trace, a report of progress). */
 int ipvg_py_leave(ipvg_py_run *run, ipvg_status status);
+/* Tells the call that runs to stop; with `only`, if that is not 0. 0: none runs. */
+int ipvg_py_cancel(ipvg_py_device *dev, const atomic_int *only);
 
 /* A Python callable trace(name, array) as the trace of a run. After ipvg_py_enter; ipvg_py_leave takes it off again. An
  * exception in the callable ends the run and is what the caller sees. NULL and None: no trace; else a callable, which

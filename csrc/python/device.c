@@ -19,12 +19,21 @@ static int poll_signals(void *user)
     return raised;
 }
 
+static void set_running(ipvg_py_device *dev, int running)
+{
+    pthread_mutex_lock(&dev->gate);
+    dev->running = running;
+    atomic_store(&dev->ctx.cancel, 0);
+    pthread_mutex_unlock(&dev->gate);
+}
+
 int ipvg_py_enter_unsettled(ipvg_py_device *dev, ipvg_py_run *run)
 {
     Py_INCREF(dev);
     run->dev = dev;
     run->thread = PyEval_SaveThread();
     PyThread_acquire_lock(dev->lock, WAIT_LOCK);
+    set_running(dev, 1);
     if (dev->be->begin) dev->be->begin(dev->be);
     dev->ctx.error[0] = 0;
     dev->ctx.poll = poll_signals;
@@ -47,16 +56,25 @@ int ipvg_py_leave(ipvg_py_run *run, ipvg_status status)
     dev->ctx.poll = NULL;
     dev->ctx.progress = NULL;
     dev->ex.trace = NULL;
-    atomic_store(&dev->ctx.cancel, 0);
+    set_running(dev, 0);
     ipvg_arena_unplan(&dev->arena); /* a call that failed while it planned */
     ipvg_context failed = {0};
     if (status != IPVG_OK) failed = dev->ctx; /* the text must survive the next call's start */
     PyThread_release_lock(dev->lock);
     PyEval_RestoreThread(run->thread);
     Py_DECREF(dev);
-    if (status == IPVG_OK) return 1;
+    if (status == IPVG_OK) return !PyErr_Occurred();
     ipvg_py_raise(&failed, status);
     return 0;
+}
+
+int ipvg_py_cancel(ipvg_py_device *dev, const atomic_int *only)
+{
+    pthread_mutex_lock(&dev->gate);
+    const int told = dev->running && (!only || atomic_load(only));
+    if (told) atomic_store(&dev->ctx.cancel, 1);
+    pthread_mutex_unlock(&dev->gate);
+    return told;
 }
 
 /* ---- host arrays for a device with memory of its own ---- */
@@ -265,6 +283,7 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!self) return NULL;
     ipvg_context_init(&self->ctx, (int)threads);
     self->lock = PyThread_allocate_lock();
+    pthread_mutex_init(&self->gate, NULL);
     if (gpu >= 0 && !(cuda = cuda_api(&self->ctx))) {
         Py_DECREF(self);
         return NULL;
@@ -289,6 +308,7 @@ static void device_dealloc(PyObject *obj)
     ipvg_arena_free(&self->arena);
     if (self->be) ipvg_backend_free(&self->be);
     if (self->lock) PyThread_free_lock(self->lock);
+    pthread_mutex_destroy(&self->gate);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -296,14 +316,7 @@ static void device_dealloc(PyObject *obj)
 static PyObject *device_cancel(PyObject *obj, PyObject *unused)
 {
     (void)unused;
-    ipvg_py_device *self = (ipvg_py_device *)obj;
-    /* Nothing runs: nothing to cancel, and the next call must not find a stale flag. */
-    if (PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
-        PyThread_release_lock(self->lock);
-        Py_RETURN_FALSE;
-    }
-    atomic_store(&self->ctx.cancel, 1);
-    Py_RETURN_TRUE;
+    return PyBool_FromLong(ipvg_py_cancel((ipvg_py_device *)obj, NULL));
 }
 
 static PyObject *device_name(PyObject *obj, void *unused)
@@ -361,7 +374,7 @@ static PyObject *device_release(PyObject *obj, PyObject *unused)
 static PyMethodDef methods[] = {
     {"cancel", device_cancel, METH_NOARGS,
      "cancel() -> bool\n\nStops the call that runs on this device in another thread within one block: it raises\n"
-     "ipvg.Cancelled and its object stays usable. False when nothing ran."},
+     "ipvg.Cancelled and its object stays usable (past its last block it returns instead). False when nothing ran."},
     {"release", device_release, METH_NOARGS,
      "release()\n\nGives the scratch memory back; the next call takes it anew."},
     {NULL, NULL, 0, NULL}};

@@ -189,7 +189,7 @@ static PyObject *sampler_cancel(PyObject *obj, PyObject *unused)
     (void)unused;
     sampler_object *self = (sampler_object *)obj;
     atomic_store(&self->cancel, 1);
-    if (atomic_load(&self->running)) atomic_store(&self->dev->ctx.cancel, 1);
+    ipvg_py_cancel(self->dev, &self->running);
     Py_RETURN_NONE;
 }
 

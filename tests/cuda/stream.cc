@@ -1,7 +1,7 @@
 /* Streams, events, copies and graphs. Work is done as late as possible: when somebody waits for it. */
 #include <stdio.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <memory>
