@@ -29,7 +29,7 @@ test: test-packages build
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory sanitize
 	@$(MAKE) --no-print-directory kernels
-	@$(MAKE) --no-print-directory parity
+	@$(MAKE) --no-print-directory parity cudnn
 	$(PY) -m pytest
 
 # ---- set-up ----
@@ -69,8 +69,8 @@ format: $(VENV)/.ready
 parity: build
 	@$(PY) -m ipvg.parity
 
-# The CUDA engine on an emulated device, with the test of it that takes minutes, and cuDNN's plans where cuDNN is.
-test-cuda: build
+# The CUDA engine on an emulated device, with the test of it that takes minutes, and cuDNN's plans.
+test-cuda: build cudnn
 	IPVG_TEST_CUDA=1 $(PY) -m pytest tests/test_cuda.py
 
 bench: build
@@ -157,6 +157,13 @@ kernels: $(VENV)/.ready | packages
 	    $$t > $$t.log 2>&1 || { tail -40 $$t.log; echo "kernels: $$t failed"; exit 1; }; \
 	done; echo "kernels: $(words $(EMU_TESTS)) tests pass on the emulated device"
 	@echo "kernels: compiled by nvcc for sm $(ARCHS)"
+
+# cuDNN, which says without a GPU whether it has a plan for a shape (tests/test_cuda.py): this machine's or NVIDIA's wheel, 0.5 GB.
+CUDNN_WHEELS := nvidia-cudnn-cu13==9.28.1.4 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-nvrtc==13.0.*'
+.PHONY: cudnn
+cudnn: $(VENV)/.ready
+	@test -f "$${CUDA_HOME:-/usr/local/cuda}/include/cudnn.h" || \
+	    $(PY) -m pip install -q --disable-pip-version-check --no-deps $(CUDNN_WHEELS)
 
 nvcc-objects: $(NVCC_OBJECTS)
 build/nvcc/%.o: kernels/%.cu $(KERNEL_FILES)

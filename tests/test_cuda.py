@@ -116,7 +116,9 @@ def driver_stub(libraries, folder):
     run("gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(folder / "libcuda.so.1"))
 
 
-@pytest.mark.skipif(cudnn() is None, reason="cuDNN is neither in CUDA_HOME nor installed as NVIDIA's pip wheel")
+@pytest.mark.skipif(
+    cudnn() is None, reason="cuDNN is neither in CUDA_HOME nor installed as NVIDIA's pip wheel: make cudnn"
+)
 def test_every_shape_of_the_real_models_has_a_cudnn_plan(tmp_path):
     include, libraries = cudnn()
     shared = next(path for folder in libraries for path in sorted(folder.glob("libcudnn.so*")))

@@ -300,6 +300,14 @@ def test_a_cancelled_stream_is_over():
     assert len(list(vae.decode_stream(latent(3, 2, 2)))) == 3  # a cancel is for the call that runs, not for the next
 
 
+def test_a_cancel_past_the_last_block_comes_too_late_and_stops_nothing_else():
+    device, told = _core.Device("cpu"), []
+    vae, frames = model(device=device), video(5, 8, 8)
+    late = vae.encode(frames, progress=lambda done, total: told.append(device.cancel()) if done == total else None)
+    assert told == [True] and not device.cancel()
+    assert np.array_equal(vae.encode(frames), late)
+
+
 def test_progress_counts_frames_and_may_raise():
     vae, seen = model(), []
     vae.encode(video(5, 8, 8), progress=lambda *state: seen.append(state))

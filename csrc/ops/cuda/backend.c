@@ -36,7 +36,7 @@ ipvg_status ipvg_cuda_result(ipvg_exec *ex, ipvg_k_array *out, const char *op, c
     return IPVG_OK;
 }
 
-/* Waits until the block before the last has begun... which is when everything queued before it is done: the queue then holds
+/* Waits until the block (or frame, of the VAE) before the last has begun... which is when everything queued before it is done: the queue then holds
  * that block's rest and what comes now. Cancelling and Ctrl-C are looked for right after. */
 static ipvg_status pace(ipvg_exec *ex)
 {

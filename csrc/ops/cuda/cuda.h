@@ -15,6 +15,7 @@ typedef struct ipvg_dnn ipvg_dnn;
 #define IPVG_CUDA_LANES 14 /* threads that copy, at most */
 #endif
 #define IPVG_CUDA_SMALL 32              /* copies of biases and the like that may be under way */
+#define IPVG_CUDA_PLANES 4              /* frames on their way: two that go out, then two that come in */
 #define IPVG_CUDA_WORKSPACE (32u << 20) /* bytes that cuBLASLt may use; one per stream, so per backend */
 
 /* The backend's state. One per device object: its own stream, libraries' handles and workspace, so that two threads with
@@ -43,8 +44,8 @@ typedef struct ipvg_cuda {
         void *data, *done; /* pinned host memory; cudaEvent_t: the frame is there */
         void *sorted;      /* cudaEvent_t: the GPU has made it, or has taken it over */
         size_t bytes;
-    } planes[4]; /* two of frames that go out, two of those that come in */
-    int load;    /* which of these two is next */
+    } planes[IPVG_CUDA_PLANES];
+    int load; /* which of those that come in is next */
 } ipvg_cuda;
 
 static inline ipvg_cuda *ipvg_cuda_of(const ipvg_exec *ex) { return ex->be->state; }

@@ -6,8 +6,7 @@
 
 #include "cuda.h"
 
-#define SLOTS 4
-#define OUT 2 /* the first ones are of frames that go out, the others of those that come in */
+#define OUT 2 /* slots of frames that go out, before the others */
 
 /* A slot's half of the room. */
 static void *place(const ipvg_tensor *room, int slot) { return ipvg_tensor_slice(room, slot % 2, 1).data; }
@@ -15,7 +14,7 @@ static void *place(const ipvg_tensor *room, int slot) { return ipvg_tensor_slice
 void ipvg_cuda_planes_free(ipvg_cuda *cuda)
 {
     if (cuda->copies) cudaStreamSynchronize(cuda->copies);
-    for (int i = 0; i < SLOTS; i++) {
+    for (int i = 0; i < IPVG_CUDA_PLANES; i++) {
         if (cuda->planes[i].done) cudaEventDestroy(cuda->planes[i].done);
         if (cuda->planes[i].sorted) cudaEventDestroy(cuda->planes[i].sorted);
         if (cuda->planes[i].data) cudaFreeHost(cuda->planes[i].data);
@@ -39,7 +38,7 @@ ipvg_status ipvg_cuda_planes_begin(ipvg_exec *ex)
         IPVG_TRY(ipvg_cuda_check(ex->ctx,
                                  cudaStreamCreateWithFlags((cudaStream_t *)&cuda->copies, cudaStreamNonBlocking),
                                  "a stream for copies"));
-    for (int i = 0; i < SLOTS; i++) {
+    for (int i = 0; i < IPVG_CUDA_PLANES; i++) {
         IPVG_TRY(event_new(ex->ctx, &cuda->planes[i].done));
         IPVG_TRY(event_new(ex->ctx, &cuda->planes[i].sorted));
         IPVG_TRY(ipvg_cuda_check(ex->ctx, cudaEventRecord(cuda->planes[i].sorted, cuda->stream), "an event"));
