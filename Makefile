@@ -159,7 +159,7 @@ kernels: $(VENV)/.ready | packages
 	@echo "kernels: compiled by nvcc for sm $(ARCHS)"
 
 # cuDNN, which says without a GPU whether it has a plan for a shape (tests/test_cuda.py): this machine's or NVIDIA's wheel, 0.5 GB.
-CUDNN_WHEELS := nvidia-cudnn-cu13==9.28.1.4 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-nvrtc==13.0.*'
+CUDNN_WHEELS := nvidia-cudnn-cu13==9.28.1.4 $(foreach p,runtime nvrtc crt,'nvidia-cuda-$(p)==13.0.*')
 .PHONY: cudnn
 cudnn: $(VENV)/.ready
 	@test -f "$${CUDA_HOME:-/usr/local/cuda}/include/cudnn.h" || \

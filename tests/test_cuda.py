@@ -106,14 +106,14 @@ def cudnn():
     return None
 
 
-def driver_stub(libraries, folder):
-    """A libcuda.so.1 that has all names of the driver's which cuDNN's libraries mention, and does nothing."""
+def stub(name, names, libraries, folder):
+    """A library `name` that has all names of that pattern which cuDNN's libraries mention, and does nothing."""
     found = {path.resolve() for x in libraries for path in x.glob("libcudnn_*.so*")}
-    names = set().union(*(re.findall(rb"\x00(cu[A-Z]\w{3,60})(?=\x00)", path.read_bytes()) for path in found))
-    source = folder / "cuda.c"
+    names = set().union(*(re.findall(rb"\x00(%b)(?=\x00)" % names, path.read_bytes()) for path in found))
+    source = folder / f"{name}.c"
     functions = (f"int {name.decode()}(void) {{ return 34; }}\n" for name in sorted(names))  # CUDA_ERROR_STUB_LIBRARY
     source.write_text("".join(functions))
-    run("gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(folder / "libcuda.so.1"))
+    run("gcc", "-shared", "-fPIC", f"-Wl,-soname,{name}", str(source), "-o", str(folder / name))
 
 
 @pytest.mark.skipif(
@@ -127,10 +127,12 @@ def test_every_shape_of_the_real_models_has_a_cudnn_plan(tmp_path):
         "tests/cuda/plans.c", "csrc/ops/cuda/dnn_plan.c", "csrc/base/context.c", "csrc/base/tensor.c", str(shared),
         f"-Wl,-rpath,{shared.parent}", "-fopenmp", "-lm", "-ldl", "-o", str(tmp_path / "plans"),
     )  # fmt: skip
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:  # attention's engines want a driver's library to be there: one that does nothing is enough
-        driver_stub(libraries, tmp_path)
+    # Attention's engines want a driver's library to be there, and cuDNN cuBLASLt's: such as do nothing are enough.
+    for name, names in (("libcuda.so.1", rb"cu[A-Z]\w{3,60}"), ("libcublasLt.so.13", rb"cublasLt\w{3,60}")):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            stub(name, names, libraries, tmp_path)
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("LD_LIBRARY_PATH")]))
     told = run(str(tmp_path / "plans"), "tests/cuda/h100.json", LD_LIBRARY_PATH=path).splitlines()
     assert told[-1].startswith("156 shapes, 0 without a plan, 0 unseen")
